@@ -1,0 +1,23 @@
+"""The one exception that a user sees: it names the value, the rule and the fix.
+
+Anything a user can mistype or a machine can lack raises `UserError`; the command line prints it as one line and exits
+with code 2. Every other exception is a defect of rumpun and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    Args:
+        value: what was found, with its name and place, e.g. `recipe demo.toml: truncate.layers = 9`.
+        rule: what it broke, e.g. `must be at most 8, the number of layers of the base`.
+        fix: what to type or change, e.g. `set truncate.layers to 8 or fewer`.
+    """
+
+    def __init__(self, value: str, rule: str, fix: str) -> None:
+        super().__init__(f"{value}: {rule}. Fix: {fix}")
+        self.value = value
+        self.rule = rule
+        self.fix = fix

@@ -1,0 +1,183 @@
+"""Files that are read with clear errors and written whole or not at all.
+
+Readers name the file and the line; writers write beside, fsync and rename, so that a crash leaves the old file or the
+new one and never half of either.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from data_prep.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+def content_id(text: str) -> str:
+    """32 hex digits that identify a text: BLAKE2b-128 of its UTF-8 bytes."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk while writing `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"writing {path}",
+                "the disk (or your quota) is full",
+                "free space or put the run elsewhere with --runs DIR; nothing half-written was kept",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise UserError(
+                f"writing {path}", f"not allowed ({error.strerror})", "choose a writable place with --runs DIR"
+            ) from error
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, fsync, and rename over it. Raises `UserError` on a full disk."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            with beside.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented, key-sorted JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file. Raises `UserError` where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(str(path), "no such file", "check the path, or build it with `rumpun run`") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            str(path), f"is not valid JSON ({error})", "restore the file or delete it and run again"
+        ) from error
+
+
+def expand(patterns: list[str], *, what: str) -> list[Path]:
+    """The files that the patterns name, sorted, each once.
+
+    A pattern is a file, a folder (its files) or a glob. Raises `UserError` where a pattern matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            matches = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+        if not matches:
+            raise UserError(
+                f"{what} = {pattern!r}",
+                "no such file or folder, and no glob match",
+                "check the path (relative paths start at the current folder)",
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _open_text(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 text file, gzip'd where it ends in `.gz`, numbered from 1, without their newline.
+
+    Raises:
+        UserError: the file is missing, empty, unreadable, not UTF-8, or its gzip stream ends early or is damaged;
+            the message names the file and, where there is one, the line.
+    """
+    number = 0
+    try:
+        with _open_text(path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                try:
+                    # A byte order mark, as Windows editors write it, is not part of the first line.
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path}, line {number}",
+                        f"is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",
+                        "convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8",
+                    ) from error
+                yield number, line
+    except FileNotFoundError as error:
+        raise UserError(str(path), "no such file", "check the path") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path}, after line {number}",
+            f"its gzip stream is cut off or damaged ({error})",
+            "copy or download the file again (test it with gzip -t)",
+        ) from error
+    except OSError as error:
+        raise UserError(
+            str(path), f"cannot be read ({error.strerror})", "check its permissions and the disk"
+        ) from error
+    if number == 0:
+        raise UserError(str(path), "is empty", "remove it from the recipe or put text into it")
+
+
+def read_jsonl(path: Path, *, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of a JSON-lines file with their line numbers; blank lines are passed over.
+
+    Raises `UserError` for what `read_lines` refuses, a line that is no JSON object, a missing key of `required`, or a
+    required value that is not text.
+    """
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also: a number too long for Python, brackets too deep
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{path}, line {number}", f"is not JSON ({reason})", "mend or remove the line") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, line {number}",
+                f"is a JSON {type(row).__name__}, not an object",
+                'write {"text": …} on every line',
+            )
+        for key in required:
+            if not isinstance(row.get(key), str):
+                found = "missing" if key not in row else f"a {type(row[key]).__name__}"
+                raise UserError(
+                    f"{path}, line {number}",
+                    f"{key!r} is {found}, must be text",
+                    f"give every line a {key!r} field with a string",
+                )
+        yield number, row
