@@ -1,0 +1,101 @@
+"""The global order: which sample comes at which position, as a pure function.
+
+Sample number i of epoch e depends on (data fingerprint, seed, e, i) and on nothing else: no index array is held, any
+position is reached in O(1), and no rank count, micro-batch or restart changes it. Each epoch is a permutation: a
+four-round Feistel network over the next power of four, walked until it lands inside the range (Black & Rogaway,
+"Ciphers with arbitrary finite domains", 2002; expected walks below 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_ROUNDS = 4
+_MASK64 = (1 << 64) - 1
+
+
+def _mix(value: int, key: int) -> int:
+    """64-bit finaliser of splitmix64 over value and key."""
+    x = (value + key + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+class Permutation:
+    """A keyed bijection of range(n); `permutation(i)` costs O(1) time and memory."""
+
+    def __init__(self, n: int, key: bytes) -> None:
+        self.n = n
+        self._half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+        digest = hashlib.blake2b(key, digest_size=8 * _ROUNDS).digest()
+        self._keys = [int.from_bytes(digest[8 * r : 8 * r + 8], "big") for r in range(_ROUNDS)]
+
+    def __call__(self, i: int) -> int:
+        """The image of `i`; IndexError outside range(n)."""
+        if not 0 <= i < self.n:
+            raise IndexError(f"position {i} is outside 0..{self.n - 1}")
+        half, mask = self._half_bits, (1 << self._half_bits) - 1
+        while True:
+            left, right = i >> half, i & mask
+            for key in self._keys:
+                left, right = right, left ^ (_mix(right, key) & mask)
+            i = (left << half) | right
+            if i < self.n:
+                return i
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of samples: its name, its number of rows, and the share of them that each epoch uses."""
+
+    name: str
+    rows: int
+    share: float = 1.0
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that one epoch takes from this source: the share, rounded, and at least one."""
+        return max(1, round(self.rows * self.share)) if self.rows else 0
+
+
+class GlobalOrder:
+    """The endless sequence of samples of a blend of sources.
+
+    Args:
+        sources: what is blended; a share below 1 takes another part of the source each epoch.
+        fingerprint: identifies the data; other data, other order.
+        seed: of the recipe.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, fingerprint: str, seed: int) -> None:
+        self.sources = [s for s in sources if s.rows]
+        self.epoch_rows = sum(s.rows_per_epoch for s in self.sources)
+        self._fingerprint, self._seed = fingerprint, seed
+        self._epoch = -1
+        self._order = Permutation(1, b"")
+        self._within: list[Permutation] = []
+
+    def _enter(self, epoch: int) -> None:
+        key = f"{self._fingerprint}/{self._seed}/{epoch}"
+        self._order = Permutation(self.epoch_rows, f"{key}/order".encode())
+        self._within = [Permutation(s.rows, f"{key}/{s.name}".encode()) for s in self.sources]
+        self._epoch = epoch
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """(index into `sources`, row of that source) at a global position from 0; epochs follow one another."""
+        epoch, i = divmod(position, self.epoch_rows)
+        if epoch != self._epoch:
+            self._enter(epoch)
+        slot = self._order(i)
+        for number, source in enumerate(self.sources):
+            if slot < source.rows_per_epoch:
+                return number, self._within[number](slot)
+            slot -= source.rows_per_epoch
+        raise AssertionError("unreachable: slots are exhausted by the sources")
+
+    def batch(self, step: int, size: int) -> list[tuple[int, int]]:
+        """The samples of optimiser step `step` (from 0) with a global batch of `size`."""
+        return [self[step * size + j] for j in range(size)]
