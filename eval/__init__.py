@@ -1,0 +1,1 @@
+"""Weights to evidence: metrics, retrieval, baselines, the report. Imports only `train` and `data_prep`."""
