@@ -1,0 +1,277 @@
+"""The `rumpun` command.
+
+    rumpun demo                    everything, small, on this machine, from nothing
+    rumpun run RECIPE              all stages here; skips what is done
+    rumpun recipe show RECIPE      the recipe resolved, with the reason of every default
+    rumpun search MODEL TEXTS      try a model by hand
+
+Exit codes: 0 done; 2 a mistake that the user can mend (one line, `error: …`); 1 a defect or a dead rank; 130 ^C;
+143 SIGTERM. Heavy imports stay inside the commands: `rumpun --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data_prep.errors import UserError
+
+app = typer.Typer(
+    name="rumpun",
+    help="Turn an open LLM into a text-embedding model for Malaysian text.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a .toml file, or the name of one in recipes/")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="override one value, e.g. finetune.temperature=0.02")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="what {data} stands for in the recipe's paths")
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="where run folders go")]
+RunName = Annotated[
+    str | None, typer.Option("--run", metavar="NAME", help="name of the run folder, if not the recipe's")
+]
+Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", help="processes of a training phase (launch.nproc)")]
+Force = Annotated[bool, typer.Option("--force", help="rebuild even what is up to date")]
+
+
+def _run(
+    name: str,
+    overrides: list[str],
+    data: Path | None,
+    runs: Path,
+    run_name: str | None,
+    nproc: int | None,
+    **choice: Any,
+) -> None:
+    """Load a recipe, walk its graph, and print what came out."""
+    # quiet, offline-safe libraries: their progress bars and notices would break the one-line display
+    # waiting threads sleep instead of spinning: beside other busy processes spinning costs most of both cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from launch.display import TerminalProgress, format_seconds
+    from launch.recipe import load_recipe
+    from launch.runner import Choice, walk
+
+    if nproc is not None:
+        overrides = [*overrides, f"launch.nproc={nproc}"]
+    if run_name is not None:
+        overrides = [*overrides, f"name={run_name}"]
+    recipe, source = load_recipe(name, overrides)
+    run = runs / recipe.name
+    progress = TerminalProgress()
+    progress.note(f"rumpun: recipe {source.name}, run folder {run}")
+    outcome = walk(recipe, source, run=run, data=data, choice=Choice(**choice), progress=progress)
+    if not outcome.built:
+        progress.note(
+            f"nothing to do: all {len(outcome.kept)} stages are up to date ({format_seconds(outcome.wall_s)})"
+        )
+    else:
+        overhead = 100 * (1 - outcome.work_s / outcome.wall_s)
+        progress.note(
+            f"built {len(outcome.built)} stages in {format_seconds(outcome.wall_s)}, "
+            f"{len(outcome.kept)} were up to date; "
+            f"{overhead:.1f} % of it was the pipeline's own overhead"
+        )
+    _print_end(run)
+
+
+def _print_end(run: Path) -> None:
+    """The results table, and where the report and the model are."""
+    from data_prep.files import read_json
+
+    if (run / "eval" / "results.json").exists():
+        from rich.console import Console
+
+        from eval.table import print_results
+
+        print_results(read_json(run / "eval" / "results.json"), Console())
+    if (run / "report" / "report.html").exists():
+        typer.echo(f"report: {run / 'report' / 'report.html'}")
+    if (run / "export" / "model").exists():
+        typer.echo(f"model:  {run / 'export' / 'model'}   (SentenceTransformer folder)")
+
+
+@app.command()
+def demo(
+    overrides: Overrides = [],
+    runs: Runs = Path("runs"),
+    nproc: Nproc = None,
+    force: Force = False,
+) -> None:
+    """Everything, small, on this machine, from nothing: a table at the end."""
+    _run("demo", overrides, None, runs, None, nproc, force=force)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = [],
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    run_name: RunName = None,
+    nproc: Nproc = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STAGE", help="this stage alone; its inputs must be there")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="rebuild this stage and all that depends on it")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """All stages here; skips what is done, rebuilds what changed."""
+    _run(recipe, overrides, data, runs, run_name, nproc, only=only, start=start, force=force)
+
+
+def _add_stage_command(name: str, until: tuple[str, ...], text: str) -> None:
+    def command(
+        recipe: RecipeName,
+        overrides: Overrides = [],
+        data: Data = None,
+        runs: Runs = Path("runs"),
+        run_name: RunName = None,
+        nproc: Nproc = None,
+    ) -> None:
+        _run(recipe, overrides, data, runs, run_name, nproc, until=until)
+
+    app.command(name, help=text)(command)
+
+
+for _name, _until, _text in (
+    ("prep", ("tokens",), "Clean the corpus, train or fetch the tokenizer, pack tokens."),
+    ("mine", ("mine",), "Mine hard pairs from the corpus."),
+    ("synth", ("synth",), "Synthesise question-passage pairs from the corpus."),
+    ("truncate", ("truncate",), "Cut the base to its first layers."),
+    ("pretrain", ("pretrain",), "Continued pretraining, and what it needs."),
+    ("finetune", ("finetune",), "Contrastive finetuning, and what it needs."),
+    ("eval", ("eval",), "Evaluate, and what that needs."),
+    ("export", ("export",), "Write and check the sentence-transformers folder, and what that needs."),
+    ("report", ("report",), "Write the HTML report, and what it needs."),
+):
+    _add_stage_command(_name, _until, _text)
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: RecipeName, overrides: Overrides = []) -> None:
+    """The recipe resolved: every value, with its one-line reason; the output is itself a recipe."""
+    from launch.recipe import load_recipe, show
+
+    loaded, source = load_recipe(recipe, overrides)
+    typer.echo(f"# {source.name}, resolved\n" + "\n".join(show(loaded)))
+
+
+@recipe_app.command("check")
+def recipe_check(recipe: RecipeName, overrides: Overrides = [], data: Data = None) -> None:
+    """Validate a recipe and say what it needs: data, base model, disk, GPUs."""
+    from launch.needs import needs_of
+    from launch.recipe import load_recipe
+
+    loaded, source = load_recipe(recipe, overrides)
+    typer.echo(f"recipe {source.name} is valid")
+    for line in needs_of(loaded, data=data):
+        typer.echo(line)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """The recipes that come with rumpun."""
+    from launch.recipe import RECIPES, load_recipe
+
+    for path in sorted(RECIPES.glob("*.toml")):
+        typer.echo(f"{path.stem:20} {load_recipe(str(path))[0].about}")
+
+
+@app.command()
+def search(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="an exported folder, any sentence-transformers model, or package:NAME"),
+    ],
+    texts: Annotated[
+        Path, typer.Argument(metavar="TEXTS", help=".txt (one text a line) or .jsonl (field text), also .gz")
+    ],
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="answer this and end; without it, type queries")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="how many texts to show")] = 5,
+) -> None:
+    """Try a model by hand: type a sentence, get the nearest texts with scores."""
+    from launch.search import search as search_texts
+
+    search_texts(model, texts, query=query, k=k)
+
+
+@app.command()
+def doctor(runs: Runs = Path("runs")) -> None:
+    """Check this machine: OK, WARN or MISS for each part, each with a one-line fix."""
+    from launch.doctor import print_doctor
+
+    raise typer.Exit(print_doctor(runs))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from launch import VERSION
+
+        typer.echo(f"rumpun {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def _terminated(number: int, _: object) -> None:
+    raise SystemExit(128 + number)  # unwinds: half-built folders are removed and ranks are ended
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: runs a command and turns what goes wrong into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=argv, prog_name="rumpun", standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo(
+            "\nstopped: finished stages are kept, nothing half-written is left; the same command goes on", err=True
+        )
+        code = 130
+    except Exception as error:
+        from launch.local import RankFailure
+
+        if show := getattr(error, "show", None):  # a usage error of typer, whose exception classes are private
+            show()
+            code = 2
+        elif isinstance(error, RankFailure):
+            typer.echo(f"error: {error}", err=True)
+            code = 1
+        else:
+            raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Walking the graph of one recipe: what is done is skipped, what changed is rebuilt, and the user sees why."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.errors import UserError
+from data_prep.files import disk_errors, read_json, write_atomically, write_json
+from launch.lock import RunLock
+from launch.pipeline import PLACEHOLDER, STAGES, Plan
+from launch.stages import Stage, Workshop, following, leading
+
+if TYPE_CHECKING:
+    from launch.display import TerminalProgress
+    from launch.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which stages a command asks for.
+
+    Attributes:
+        only: this stage alone; its inputs must be there. start: rebuild this stage and all that depends on it.
+        until: build this stage and what it needs, nothing after. force: rebuild even what is up to date.
+    """
+
+    only: str | None = None
+    start: str | None = None
+    until: tuple[str, ...] = ()
+    force: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a walk did: stages built and stages that were up to date, and its seconds."""
+
+    built: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    wall_s: float = 0.0
+    work_s: float = 0.0
+
+
+def check_stage(name: str, stages: Sequence[Stage]) -> str:
+    """The name itself. Raises `UserError` where the recipe has no such stage."""
+    known = [s.name for s in stages]
+    if name in known:
+        return name
+    if name in STAGES:
+        raise UserError(f"stage {name!r}", "this recipe has it switched off", f"add a [{name}] table to the recipe")
+    near = difflib.get_close_matches(name, known, 1)
+    raise UserError(
+        f"stage {name!r}",
+        "no such stage",
+        (f"did you mean {near[0]!r}? " if near else "") + f"stages: {', '.join(known)}",
+    )
+
+
+def claim(run: Path, recipe: Recipe, source: Path) -> None:
+    """Mark a run folder as this recipe's, or refuse it where it is another's. The lock is held."""
+    mark = run / "run.json"
+    if mark.exists():
+        owner = read_json(mark)
+        if (owner["name"], owner["recipe"]) != (recipe.name, source.name):
+            raise UserError(
+                f"run folder {run}",
+                f"belongs to recipe {owner['name']!r} ({owner['recipe']}), not to {recipe.name!r} ({source.name})",
+                "choose another folder with --run NAME, or delete this one if nothing in it is needed",
+            )
+    elif any(p.name not in (".lock",) for p in run.iterdir()):
+        raise UserError(
+            f"run folder {run}",
+            "holds files but no run.json: it is not a run of rumpun",
+            "choose another folder with --run NAME",
+        )
+    else:
+        write_json(mark, {"name": recipe.name, "recipe": source.name})
+
+
+def walk(
+    recipe: Recipe, source: Path, *, run: Path, data: Path | None, choice: Choice, progress: TerminalProgress
+) -> Outcome:
+    """Bring the asked stages of a run up to date.
+
+    Args:
+        source: the recipe's file. run: the run folder. data: what `{data}` stands for.
+
+    Raises:
+        UserError: whatever a user can mend; finished stages stay as they are.
+    """
+    from launch.recipe import show
+
+    started = time.perf_counter()
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}", "is not a folder", "give the folder that holds the data")
+    plan = Plan(recipe, run, data if data is not None else (run / "generate" if recipe.generate else None))
+    if recipe.generate is not None and data is not None:
+        raise UserError(
+            f"--data {data}",
+            f"this recipe generates its own data ([generate]), {PLACEHOLDER} is taken",
+            "leave --data away",
+        )
+    stages = plan.stages()
+    wanted = _wanted(stages, choice)
+    outcome = Outcome()
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+    with RunLock(run):
+        claim(run, recipe, source)
+        workshop = Workshop(run)
+        workshop.sweep()
+        text = f"# recipe {source.name} as it was resolved for this run\n" + "\n".join(show(recipe)) + "\n"
+        if not (run / "recipe.toml").exists() or (run / "recipe.toml").read_text() != text:
+            write_atomically(run / "recipe.toml", text.encode())
+        chosen = [s for s in stages if s.name in wanted]
+        forced = set()
+        if choice.start:
+            forced = following(stages, choice.start)
+        elif choice.force:
+            forced = {choice.only} if choice.only else set(wanted)
+        for number, stage in enumerate(chosen, start=1):
+            verdict = workshop.judge(stage)
+            reason = verdict.reason or ("asked for" if stage.name in forced else None)
+            if reason is None:
+                outcome.kept.append(stage.name)
+                progress.skipped(stage.name)
+                continue
+            with progress.stage(stage.name, number, len(chosen)) as counts:
+                if reason != "not built yet":
+                    progress.note(f"[{stage.name}] rebuilding: {reason}")
+                record = workshop.build(stage, verdict, progress)
+                counts.update(record["counts"])
+            outcome.built.append(stage.name)
+            outcome.work_s += sum(record["work_s"].values())
+    outcome.wall_s = time.perf_counter() - started
+    return outcome
+
+
+def _wanted(stages: Sequence[Stage], choice: Choice) -> set[str]:
+    if choice.only and choice.start:
+        raise UserError(f"--only {choice.only} --from {choice.start}", "exclude each other", "give one of them")
+    if choice.only:
+        return {check_stage(choice.only, stages)}
+    if choice.start:
+        check_stage(choice.start, stages)
+    if choice.until:
+        return set().union(*(leading(stages, check_stage(name, stages)) for name in choice.until))
+    return {s.name for s in stages}

@@ -1,0 +1,140 @@
+"""Promise 4: whole or not at all, a no-op the second time, and a change rebuilds exactly what depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.progress import Progress
+from launch.stages import Stage, Workshop, following, leading
+
+
+def graph(source: Path, *, factor: int = 2, shout: bool = False, fail: str = "") -> list[Stage]:
+    """read → double → (shout) and, beside it, count: real stages on real files."""
+    run = source.parent / "run"
+
+    def writes(name: str, make: Callable[[], str]) -> Callable[[Path, Progress], dict[str, int]]:
+        def build(out: Path, progress: Progress) -> dict[str, int]:
+            (out / "part").write_text("half")
+            if fail == name:
+                raise RuntimeError("died in the middle")
+            (out / "part").unlink()
+            (out / "text").write_text(make())
+            (out / "time.log").write_text(str(id(out)))
+            return {"characters": len(make())}
+
+        return build
+
+    def text(stage: str) -> str:
+        return (run / stage / "text").read_text()
+
+    def stage(name: str, needs: tuple[str, ...], config: dict, make: Callable[[], str], **more) -> Stage:
+        return Stage(name, 1, needs, config, writes(name, make), volatile=("*.log",), **more)
+
+    return [
+        stage("read", (), {}, lambda: source.read_text().strip(), external=lambda: [source]),
+        stage("double", ("read",), {"factor": factor}, lambda: text("read") * factor),
+        stage("shout", ("double",), {"shout": shout}, lambda: text("double").upper() if shout else text("double")),
+        stage("count", ("read",), {}, lambda: str(len(text("read")))),
+    ]
+
+
+def bring_up_to_date(stages: list[Stage], run: Path) -> list[str]:
+    workshop = Workshop(run)
+    built = []
+    for stage in stages:
+        verdict = workshop.judge(stage)
+        if verdict.reason:
+            workshop.build(stage, verdict, Progress())
+            built.append(stage.name)
+    return built
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "in.txt").write_text("abc")
+    return tmp_path / "in.txt"
+
+
+def test_a_second_walk_builds_nothing(source: Path) -> None:
+    run = source.parent / "run"
+    assert bring_up_to_date(graph(source), run) == ["read", "double", "shout", "count"]
+    assert bring_up_to_date(graph(source), run) == []
+
+
+def test_a_change_rebuilds_exactly_what_depends_on_it(source: Path) -> None:
+    run = source.parent / "run"
+    bring_up_to_date(graph(source), run)
+    assert bring_up_to_date(graph(source, factor=3), run) == ["double", "shout"]
+    assert (run / "shout" / "text").read_text() == "abcabcabc"
+    assert bring_up_to_date(graph(source, factor=3, shout=True), run) == ["shout"]
+    source.write_text("xy")
+    assert bring_up_to_date(graph(source, factor=3, shout=True), run) == ["read", "double", "shout", "count"]
+
+
+def test_an_input_that_comes_out_the_same_stops_the_rebuild(source: Path) -> None:
+    run = source.parent / "run"
+    bring_up_to_date(graph(source), run)
+    source.write_text("abc\n\n")  # another file, the same text after stripping
+    assert bring_up_to_date(graph(source), run) == ["read"]
+
+
+def test_a_touched_but_equal_file_rebuilds_nothing(source: Path) -> None:
+    run = source.parent / "run"
+    bring_up_to_date(graph(source), run)
+    source.touch()
+    (run / "read" / "text").touch()
+    assert bring_up_to_date(graph(source), run) == []
+
+
+def test_a_failed_rebuild_keeps_the_old_output_and_no_half(source: Path) -> None:
+    run = source.parent / "run"
+    bring_up_to_date(graph(source), run)
+    with pytest.raises(RuntimeError, match="died in the middle"):
+        bring_up_to_date(graph(source, factor=5, fail="double"), run)
+    assert (run / "double" / "text").read_text() == "abcabc"
+    assert not list(run.rglob("part"))
+    assert bring_up_to_date(graph(source, factor=5), run) == ["double", "shout"]
+
+
+def test_leftovers_of_a_kill_are_swept(source: Path) -> None:
+    run = source.parent / "run"
+    (run / ".building" / "double").mkdir(parents=True)
+    (run / ".building" / "double" / "half").write_text("x")
+    Workshop(run).sweep()
+    assert not (run / ".building").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_in_a_finished_stage_is_named_and_nothing_is_lost(source: Path, damage: str) -> None:
+    run = source.parent / "run"
+    bring_up_to_date(graph(source), run)
+    path = run / "double" / "text"
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_text("abcabx" if damage == "flip" else "abc")
+    with pytest.raises(UserError, match=r"double/text: (is missing|its checksum differs).*Fix: delete .*double"):
+        bring_up_to_date(graph(source), run)
+    assert (run / "shout" / "text").exists()
+
+
+def test_the_reason_names_what_changed(source: Path) -> None:
+    run = source.parent / "run"
+    bring_up_to_date(graph(source), run)
+    assert Workshop(run).judge(graph(source, factor=7)[1]).reason == "factor 2 -> 7"
+
+
+def test_a_stage_without_its_inputs_is_refused(source: Path) -> None:
+    with pytest.raises(UserError, match="stage double: needs read, which is not built yet"):
+        Workshop(source.parent / "run").judge(graph(source)[1])
+
+
+def test_following_and_leading(source: Path) -> None:
+    stages = graph(source)
+    assert following(stages, "double") == {"double", "shout"}
+    assert leading(stages, "shout") == {"read", "double", "shout"}
