@@ -1,0 +1,180 @@
+"""Documents → rows of a fixed number of tokens.
+
+Invariant: every row holds exactly `row_tokens` token ids, and `document_starts` cuts it wherever a document begins or
+goes on, so attention never crosses documents. A document is whole in training or whole in validation, by the hash of
+its id alone, so new documents never move old ones. The tokens that do not fill a last row are dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from data_prep.config import Section
+from data_prep.errors import UserError
+from data_prep.progress import Progress
+from data_prep.shards import Shards, ShardWriter
+from data_prep.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class TokensConfig(Section):
+    """`[tokens]`: how documents become rows for continued pretraining."""
+
+    row_tokens: Annotated[int, Field(ge=8)] = 1024
+    """Tokens in a row = the longest context that pretraining sees; longer documents go on in the next row."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the documents (0 to 1) held out to measure the loss; 0 makes no validation rows."""
+    max_documents: Annotated[int, Field(ge=1)] | None = None
+    """Use at most this many documents, drawn by the seed; none uses all."""
+    batch_documents: Annotated[int, Field(ge=1)] = 1000
+    """Documents tokenised in one call: larger is little faster and holds more memory."""
+
+
+class RowPacker:
+    """Lays documents end to end and cuts the line into rows.
+
+    Attributes:
+        rows, tokens, documents: written rows, tokens in them, documents added.
+    """
+
+    def __init__(self, writer: ShardWriter, row_tokens: int) -> None:
+        self._writer, self._row_tokens = writer, row_tokens
+        self._pieces: list[list[int]] = []
+        self._held = 0
+        self.rows = self.documents = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the rows written so far."""
+        return self.rows * self._row_tokens
+
+    @property
+    def remainder(self) -> int:
+        """Tokens that wait for a full row: dropped if nothing follows."""
+        return self._held
+
+    def add(self, documents: list[list[int]]) -> None:
+        """Add tokenised documents and write the rows that they fill."""
+        import numpy as np
+
+        self.documents += len(documents)
+        self._pieces.extend(documents)
+        self._held += sum(map(len, documents))
+        count = self._held // self._row_tokens
+        if not count:
+            return
+        stream = np.concatenate([np.asarray(piece, dtype=np.int32) for piece in self._pieces])
+        starts = np.cumsum([0, *(len(piece) for piece in self._pieces)])[:-1]
+        size = self._row_tokens
+        for row in range(count):
+            inside = starts[(starts >= row * size) & (starts < (row + 1) * size)] - row * size
+            if not len(inside) or inside[0] != 0:  # the row opens with the rest of a document
+                inside = np.concatenate([[0], inside])
+            self._writer.append(
+                {"input_ids": stream[row * size : (row + 1) * size], "document_starts": inside.astype(np.int32)}
+            )
+        self.rows += count
+        self._carry(stream, starts, count * size)
+
+    def _carry(self, stream: NDArray[np.int32], starts: NDArray[np.int64], used: int) -> None:
+        """Keep what is left after `used` tokens, as the pieces it is made of."""
+        later = starts[starts > used].tolist()
+        edges = [used, *later, len(stream)]
+        self._pieces = [stream[a:b].tolist() for a, b in pairwise(edges) if b > a]
+        self._held = len(stream) - used
+
+
+def in_validation(document_id: str, fraction: float) -> bool:
+    """Whether the document is held out: a pure function of its id, uncorrelated with other uses of the id."""
+    digest = hashlib.blake2b(document_id.encode(), digest_size=8, person=b"validation").digest()
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
+
+
+def build_tokens(
+    config: TokensConfig, *, documents: Path, tokenizer: Path, out: Path, seed: int, progress: Progress
+) -> dict[str, int | float]:
+    """Tokenise and pack; write shard folders of kind `tokens` to `out/train` and `out/validation`.
+
+    Args:
+        documents: a shard folder of kind `documents`.
+        tokenizer: a tokenizer folder; each document is encoded with its special tokens.
+        seed: orders the documents, so that sources mix.
+
+    Returns:
+        Counts: documents, characters, tokens (all encoded), train_rows, train_tokens, train_documents,
+        validation_rows, validation_tokens, validation_documents, dropped_tokens, characters_per_token.
+
+    Raises:
+        UserError: fewer tokens than one row in training, or in validation where `validation_fraction` is above 0.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    shards = Shards(documents, "documents")
+    encoder = load_tokenizer(tokenizer).backend_tokenizer
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True  # a text that spells "<eos>" is text, not the end of a document
+    order = np.random.default_rng(seed).permutation(len(shards))[: config.max_documents]
+    held_out = np.fromiter((in_validation(i, config.validation_fraction) for i in shards.column("id")), dtype=bool)
+    texts = shards.table().column("text")
+    characters = tokens = 0
+    with (
+        progress.work("tokenise"),
+        ShardWriter(out / "train", "tokens", rows_per_file=_rows_per_file(config.row_tokens)) as train_writer,
+        ShardWriter(out / "validation", "tokens", rows_per_file=_rows_per_file(config.row_tokens)) as other_writer,
+    ):
+        train, validation = (RowPacker(w, config.row_tokens) for w in (train_writer, other_writer))
+        progress.begin("tokenise", len(order), "documents")
+        for start in range(0, len(order), config.batch_documents):
+            rows = order[start : start + config.batch_documents]
+            batch = texts.take(pa.array(rows)).to_pylist()
+            encoded = [e.ids for e in encoder.encode_batch_fast(batch)]
+            characters += sum(map(len, batch))
+            tokens += sum(map(len, encoded))
+            train.add([ids for ids, row in zip(encoded, rows, strict=True) if not held_out[row]])
+            validation.add([ids for ids, row in zip(encoded, rows, strict=True) if held_out[row]])
+            progress.advance(len(rows))
+        _require_rows(config, train, validation)
+    return {
+        "documents": len(order),
+        "characters": characters,
+        "tokens": tokens,
+        "characters_per_token": round(characters / tokens, 4),
+        "train_documents": train.documents,
+        "train_rows": train.rows,
+        "train_tokens": train.tokens,
+        "validation_documents": validation.documents,
+        "validation_rows": validation.rows,
+        "validation_tokens": validation.tokens,
+        "dropped_tokens": train.remainder + validation.remainder,
+    }
+
+
+def _rows_per_file(row_tokens: int) -> int:
+    """About 16 million tokens (64 MB before compression) a file, whatever the row."""
+    return max(1, 16_000_000 // row_tokens)
+
+
+def _require_rows(config: TokensConfig, train: RowPacker, validation: RowPacker) -> None:
+    if not train.rows:
+        raise UserError(
+            f"tokens.row_tokens = {config.row_tokens}",
+            f"the training documents hold only {train.remainder} tokens, less than one row",
+            "lower tokens.row_tokens or give [corpus] more text",
+        )
+    if config.validation_fraction > 0 and not validation.rows:
+        raise UserError(
+            f"tokens.validation_fraction = {config.validation_fraction}",
+            f"holds out {validation.documents} documents with {validation.remainder} tokens, "
+            f"less than one row of {config.row_tokens}",
+            "raise tokens.validation_fraction, lower tokens.row_tokens, or set the fraction to 0",
+        )
