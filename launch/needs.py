@@ -43,7 +43,7 @@ def base_shape(recipe: Recipe) -> Any | None:
             vocab_size=recipe.tokenizer.vocab_size, hidden_size=base.random.hidden,
             intermediate_size=base.random.feed_forward,
             num_hidden_layers=base.random.layers, num_attention_heads=base.random.heads,
-            num_key_value_heads=base.random.key_value_heads, tie_word_embeddings=True,
+            num_key_value_heads=base.random.key_value_heads, tie_word_embeddings=base.random.tie_embeddings,
         )  # fmt: skip
     assert base.model is not None
     if base.model in KNOWN_BASES:

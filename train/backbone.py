@@ -35,6 +35,14 @@ class RandomBaseConfig(Section):
     """Width of the gated feed-forward block; about 8/3 of `hidden` as in Llama."""
     max_positions: Annotated[int, Field(gt=0)] = 2048
     """Longest sequence that the rotary embedding is declared for, in tokens."""
+    tie_embeddings: bool = False
+    """Share one matrix between input embeddings and output head. Apart, short pretraining helps finetuning; shared, the
+    head's gradients disturb the word vectors that finetuning starts from (measured on the demo)."""
+    embedding_std: Annotated[float, Field(gt=0)] = 0.02
+    """Spread of the initial embeddings, Llama's own."""
+    norm_gain: Annotated[float, Field(gt=0)] = 0.1
+    """Initial weight of the norms before each block, so that a fresh model is nearly a bag of words and its blocks fade
+    in: with 1.0, short contrastive runs stay at chance."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> RandomBaseConfig:
@@ -110,12 +118,17 @@ def make_base(
                 num_attention_heads=shape.heads,
                 num_key_value_heads=shape.key_value_heads,
                 max_position_embeddings=shape.max_positions,
-                tie_word_embeddings=True,
+                tie_word_embeddings=shape.tie_embeddings,
                 pad_token_id=0,
                 bos_token_id=1,
                 eos_token_id=2,
             )
         )
+        with torch.no_grad():
+            model.get_input_embeddings().weight.normal_(std=shape.embedding_std)
+            for layer in model.model.layers:
+                layer.input_layernorm.weight.fill_(shape.norm_gain)
+                layer.post_attention_layernorm.weight.fill_(shape.norm_gain)
         model.save_pretrained(out, safe_serialization=True)
     return {"layers": shape.layers, **parameter_counts(model)}
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +93,23 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
     return [g for g in groups if g["params"]]
 
 
+@contextmanager
+def _decorators_that_wait() -> Iterator[None]:
+    """Keep `torch.compile` from doing anything inside the block.
+
+    DeepSpeed looks whether the optimizer is its Muon by importing it; the decorators there load all of inductor, which
+    takes 1.4 s of every rank's start (DeepSpeed 0.19.8, torch 2.13) for functions that are never called.
+    """
+    import torch
+
+    compiler = torch.compile
+    torch.compile = lambda function=None, **_: function if function is not None else lambda inner: inner
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
+
 class Engine:
     """A module under DeepSpeed with AdamW and the phase's schedule.
 
@@ -111,9 +130,10 @@ class Engine:
         scheduler = lambda o: torch.optim.lr_scheduler.LambdaLR(  # noqa: E731 - DeepSpeed asks for a callable
             o, lambda step: rate_factor(config, step=step, steps=steps)
         )
-        self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, lr_scheduler=scheduler, config=read_ds_config(config)
-        )
+        with _decorators_that_wait():
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, lr_scheduler=scheduler, config=read_ds_config(config)
+            )
         self._config = config
         self.device: torch.device = self._engine.device
         self.module: torch.nn.Module = self._engine.module
