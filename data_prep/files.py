@@ -96,11 +96,12 @@ def expand(patterns: list[str], *, what: str) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            matches = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
         elif path.exists():
             matches = [path]
         else:
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+            # a broken link stays in the list: whoever reads it says so, instead of passing it over in silence
+            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if not os.path.isdir(p))
         if not matches:
             raise UserError(
                 f"{what} = {pattern!r}",

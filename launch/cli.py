@@ -63,17 +63,18 @@ def _run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/kfd").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns of it whenever transformers imports it
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from launch.display import TerminalProgress, format_seconds
     from launch.recipe import load_recipe
-    from launch.runner import Choice, walk
+    from launch.runner import Choice, check_run_name, walk
 
     if nproc is not None:
         overrides = [*overrides, f"launch.nproc={nproc}"]
-    if run_name is not None:
-        overrides = [*overrides, f"name={run_name}"]
     recipe, source = load_recipe(name, overrides)
-    run = runs / recipe.name
+    run = runs / check_run_name(run_name or recipe.name)
     progress = TerminalProgress()
     progress.note(f"rumpun: recipe {source.name}, run folder {run}")
     outcome = walk(recipe, source, run=run, data=data, choice=Choice(**choice), progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from launch.stages import Stage, Workshop, following, leading
 if TYPE_CHECKING:
     from launch.display import TerminalProgress
     from launch.recipe import Recipe
+
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,16 @@ class Outcome:
     kept: list[str] = field(default_factory=list)
     wall_s: float = 0.0
     work_s: float = 0.0
+
+
+def check_run_name(name: str) -> str:
+    """The name itself. Raises `UserError` where it cannot name a run folder."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(
+            f"--run {name!r}", "must be letters, digits, '.', '_' and '-', not starting with one of the last three",
+            "choose a plain name; --runs DIR says where run folders go",
+        )  # fmt: skip
+    return name
 
 
 def check_stage(name: str, stages: Sequence[Stage]) -> str:

@@ -124,10 +124,15 @@ class Workshop:
         """Size, time and SHA-256 of the outside files; a file whose size and time did not change is not read again."""
         found: dict[str, dict[str, Any]] = {}
         for path in stage.external():
-            status = path.stat()
             entry = known.get(str(path))
-            if entry is None or (entry["bytes"], entry["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
-                entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
+            try:
+                status = path.stat()
+                if entry is None or (entry["bytes"], entry["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
+                    entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
+            except OSError as error:
+                raise UserError(
+                    str(path), f"cannot be read ({error.strerror})", "check the path, its permissions and the disk"
+                ) from error
             found[str(path)] = entry
         return found
 

@@ -109,7 +109,7 @@ def make_base(
     shape = config.random
     with progress.work("prepare"):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(
+        model: Any = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocabulary,
                 hidden_size=shape.hidden,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from data_prep.errors import UserError
 from train.phase import PhaseConfig, rate_factor
@@ -102,12 +103,11 @@ def _decorators_that_wait() -> Iterator[None]:
     """
     import torch
 
-    compiler = torch.compile
-    torch.compile = lambda function=None, **_: function if function is not None else lambda inner: inner
-    try:
+    def leave(function: Any = None, **_: Any) -> Any:
+        return (lambda inner: inner) if function is None else function
+
+    with mock.patch.object(torch, "compile", leave):
         yield
-    finally:
-        torch.compile = compiler
 
 
 class Engine:

@@ -67,7 +67,7 @@ def test_the_papers_three_cuts() -> None:
         ("finetune.blend={pairs = 1.0}", r"finetune\.blend.*none of these is switched on.*Fix: add"),
         ("finetune.blend={synht = 1.0}", r"finetune\.blend\.synht.*'synth'"),
         ("base.model=some/model", r"base.*either `model` or a \[base\.random\] table"),
-        ("base.random.heads=5", r"hidden \(128\) must be a multiple of heads \(5\)"),
+        ("base.random.heads=5", r"hidden \(96\) must be a multiple of heads \(5\)"),
         ("name='../x; rm -rf'", r"name = .*pattern"),
         ("pretrain.precision=bf16 pretrain.zero_stage=0", r"zero_stage = 0.*Fix: set zero_stage to 1"),
         ("nonsense", r"must look like table\.key=value"),
