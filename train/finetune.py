@@ -19,11 +19,12 @@ from data_prep.shards import Shards
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
 from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config, tokenise
+from train.meter import Meter
 from train.negatives import id_table, number_of, world
 from train.objectives import info_nce, margin_contrastive
 from train.packing import deal, pack
 from train.phase import PhaseConfig, check_divides, total_steps
-from train.telemetry import Telemetry, library_versions, peak_rss_gb
+from train.telemetry import Telemetry
 
 if TYPE_CHECKING:
     import torch
@@ -165,70 +166,45 @@ def finetune(
     counts = parameter_counts(backbone)
     steps = total_steps(config, samples=order.epoch_rows, batch=config.batch_pairs)
     engine = Engine(make_encoder(backbone, encoder), config, steps=steps)
-    startup_s = time.perf_counter() - started
-    train_started = time.perf_counter()
+    meter = Meter(telemetry, startup_s=time.perf_counter() - started)
     telemetry.status("training", total=steps)
-    losses: list[float] = []
-    seen = sequences = 0
     for step in range(steps):
-        step_started = time.perf_counter()
+        meter.begin_step()
+        first = step * config.batch_pairs
         rows = [
-            choose(
-                shards[source].take([row])[0],
-                position=step * config.batch_pairs + j,
-                hard_negatives=config.hard_negatives,
-            )
+            choose(shards[source].take([row])[0], position=first + j, hard_negatives=config.hard_negatives)
             for j, (source, row) in enumerate(order.batch(step, config.batch_pairs))
         ]
         rate = engine.rate
-        loss, tokens, texts = local_loss(engine, tokenizer, rows_of_rank(rows, rank, ranks), config, encoder)
+        mine = rows_of_rank(rows, rank, ranks)
+        loss, tokens, texts = local_loss(engine, tokenizer, mine, config, encoder)
         engine.backward(loss, last=True)
         norm = engine.step()
-        shared = torch.tensor([float(loss.detach()) / ranks, tokens, texts], dtype=torch.float64)
+        shared = torch.tensor([float(loss.detach()) / ranks, tokens, texts], dtype=torch.float64, device=engine.device)
         if ranks > 1:
-            shared = shared.to(engine.device)
             dist.all_reduce(shared)
-        losses.append(float(shared[0]))
-        seen, sequences = seen + int(shared[1]), sequences + int(shared[2])
-        now = time.perf_counter()
-        telemetry.log(
-            {
-                "step": step + 1,
-                "loss": losses[-1],
-                "lr": rate,
-                "grad_norm": norm,
-                "pairs": config.batch_pairs,
-                "tokens": int(shared[1]),
-                "sequences": int(shared[2]),
-                "step_s": now - step_started,
-                "elapsed_s": now - train_started,
-                "tokens_per_s": int(shared[1]) / (now - step_started),
-            }
+        meter.end_step(
+            loss=float(shared[0]),
+            rate=rate,
+            norm=norm,
+            tokens=int(shared[1]),
+            sequences=int(shared[2]),
+            pairs=config.batch_pairs,
         )
-    train_s = time.perf_counter() - train_started
+    train_s = meter.elapsed_s
     telemetry.status("saving")
-    saving = time.perf_counter()
     save_model(engine, backbone, out / "model")
     if rank == 0:
         copy_tokenizer(model, out / "model")
         save_encoder_config(encoder, out / "model")
     telemetry.finish(
-        {
-            "phase": "finetune",
-            "steps": steps,
-            "world_size": ranks,
-            "zero_stage": config.zero_stage,
-            **counts,
-            "train_s": train_s,
-            "startup_s": startup_s,
-            "save_s": time.perf_counter() - saving,
-            "tokens": seen,
-            "sequences": sequences,
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
-            "peak_rss_gb": peak_rss_gb(),
-            "device": str(engine.device),
-            "precision": config.precision,
-            "versions": library_versions(),
-        }
+        meter.summary(
+            "finetune",
+            config,
+            ranks=ranks,
+            device=engine.device,
+            sizes=counts,
+            train_s=train_s,
+            save_s=meter.elapsed_s - train_s,
+        )
     )

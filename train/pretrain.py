@@ -16,10 +16,11 @@ from data_prep.errors import UserError
 from data_prep.shards import Shards
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
+from train.meter import Meter
 from train.negatives import world
 from train.packing import Packed
 from train.phase import PhaseConfig, check_divides, total_steps
-from train.telemetry import Telemetry, library_versions, peak_rss_gb
+from train.telemetry import Telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,7 +169,7 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=seed)
     steps = total_steps(config, samples=len(rows), batch=config.batch_rows)
     engine = Engine(make_language_model(network), config, steps=steps)
-    startup_s = time.perf_counter() - started
+    meter = Meter(telemetry, startup_s=time.perf_counter() - started)
 
     def validate(step: int) -> float | None:
         if held_out is None or not len(held_out):
@@ -178,67 +179,42 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
         telemetry.log({"step": step, "validation_loss": value})
         return value
 
-    train_started = time.perf_counter()
     before = validate(0)
     telemetry.status("training", total=steps)
-    losses: list[float] = []
-    seen = sequences = 0
     for step in range(steps):
-        step_started = time.perf_counter()
+        meter.begin_step()
         batch = [row for _, row in order.batch(step, config.batch_rows)]
         rate = engine.rate
         mine = batch[rank * per_rank : (rank + 1) * per_rank]
         predicted = rows.predicted(batch)
-        summed = torch.tensor(
-            backward_batch(engine, rows, mine, predicted=predicted, micro=config.micro_batch_rows), device=engine.device
-        )
+        local = backward_batch(engine, rows, mine, predicted=predicted, micro=config.micro_batch_rows)
+        summed = torch.tensor(local, device=engine.device)
         norm = engine.step()
         if ranks > 1:
             dist.all_reduce(summed)
-        losses.append(float(summed) / predicted)
-        count = len(batch) * rows.ids.shape[1]
-        documents = sum(len(rows.starts[r]) for r in batch)
-        seen, sequences = seen + count, sequences + documents
-        now = time.perf_counter()
-        telemetry.log(
-            {
-                "step": step + 1,
-                "loss": losses[-1],
-                "lr": rate,
-                "grad_norm": norm,
-                "tokens": count,
-                "sequences": documents,
-                "step_s": now - step_started,
-                "elapsed_s": now - train_started,
-                "tokens_per_s": count / (now - step_started),
-            }
+        meter.end_step(
+            loss=float(summed) / predicted,
+            rate=rate,
+            norm=norm,
+            tokens=len(batch) * rows.ids.shape[1],
+            sequences=sum(len(rows.starts[r]) for r in batch),
         )
     after = validate(steps)
-    train_s = time.perf_counter() - train_started
+    train_s = meter.elapsed_s
     telemetry.status("saving")
-    saving = time.perf_counter()
     save_model(engine, network, out / "model")
     if rank == 0:
         copy_tokenizer(model, out / "model")
     telemetry.finish(
-        {
-            "phase": "pretrain",
-            "steps": steps,
-            "world_size": ranks,
-            "zero_stage": config.zero_stage,
-            **counts,
-            "train_s": train_s,
-            "startup_s": startup_s,
-            "save_s": time.perf_counter() - saving,
-            "tokens": seen,
-            "sequences": sequences,
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
-            "validation_loss_before": before,
-            "validation_loss_after": after,
-            "peak_rss_gb": peak_rss_gb(),
-            "device": str(engine.device),
-            "precision": config.precision,
-            "versions": library_versions(),
-        }
+        meter.summary(
+            "pretrain",
+            config,
+            ranks=ranks,
+            device=engine.device,
+            sizes=counts,
+            train_s=train_s,
+            save_s=meter.elapsed_s - train_s,
+            validation_loss_before=before,
+            validation_loss_after=after,
+        )
     )
