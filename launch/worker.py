@@ -6,6 +6,7 @@ for the launcher to print; any other exception keeps its traceback in the rank's
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -55,4 +56,8 @@ def main(job_file: Path) -> int:
 
 if __name__ == "__main__":
     die_with_parent()
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # everything is written and the group is left: tearing torch and DeepSpeed down takes a second and can only go wrong
+    os._exit(code)
