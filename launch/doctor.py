@@ -25,12 +25,6 @@ MIN_PYTHON = (3, 11)
 MIN_FREE_GB, MIN_MEMORY_GB, MIN_SHM_GB = 5.0, 4.0, 1.0
 # Packages without which nothing works; the ranges are those of pyproject.toml, read from the installed metadata.
 REQUIRED = ("deepspeed", "transformers", "sentence-transformers", "tokenizers", "safetensors", "pyarrow", "pydantic")
-OPTIONAL = {
-    "faiss-cpu": ("faiss", "approximate neighbours when mining millions of texts"),
-    "wandb": ("wandb", "curves on wandb.ai beside TensorBoard"),
-    "openai": ("synth", "questions written by an LLM behind an OpenAI-compatible server"),
-    "submitit": ("slurm", "data preparation spread over SLURM job arrays"),
-}
 SLURM_COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
 
 
@@ -55,7 +49,6 @@ def checks(runs: Path = Path("runs")) -> list[Check]:
     """Look at everything; `runs` is where run folders would be written (it need not exist)."""
     found = [_python(), *_torch(), *(_package(name) for name in REQUIRED), _compiler(), _cpu_ops()]
     found += [_disk(runs), _shared_memory(), _memory(), _cores(), _threads()]
-    found += [_optional(name, extra, purpose) for name, (extra, purpose) in OPTIONAL.items()]
     return [*found, _slurm()]
 
 
@@ -255,18 +248,10 @@ def _threads() -> Check:
     return Check("OMP threads", "OK", f"OMP_NUM_THREADS={value}")
 
 
-def _optional(name: str, extra: str, purpose: str) -> Check:
-    try:
-        return Check(f"{name} (optional)", "OK", metadata.version(name))
-    except metadata.PackageNotFoundError:
-        fix = f"for {purpose}: {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
-        return Check(f"{name} (optional)", "WARN", "not installed", fix)
-
-
 def _slurm(which: Callable[[str], str | None] = shutil.which) -> Check:
     missing = [command for command in SLURM_COMMANDS if which(command) is None]
     if len(missing) == len(SLURM_COMMANDS):
-        fix = "fine for `rumpun run`; `rumpun submit` needs a node where sbatch works"
+        fix = "fine here: this version runs on one machine; on a cluster, look on a node where sbatch works"
         return Check("SLURM (optional)", "WARN", "no SLURM commands", fix)
     if missing:
         fix = "install the whole SLURM client, or load its module"
