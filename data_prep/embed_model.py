@@ -39,7 +39,7 @@ class SentenceTransformersEmbedder:
         except Exception as error:  # the hub client, transformers and torch each raise their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
-                f"teacher model {model!r}", f"cannot be loaded ({reason})", "give a model folder or a Hugging Face id"
+                f"model {model!r}", f"cannot be loaded ({reason})", "give a model folder or a Hugging Face id"
             ) from error
         if config.max_tokens is not None:
             self._model.max_seq_length = config.max_tokens

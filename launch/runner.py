@@ -74,6 +74,17 @@ def check_stage(name: str, stages: Sequence[Stage]) -> str:
     )
 
 
+def make_folder(run: Path) -> None:
+    """Create a run folder. Raises `UserError` where nothing can be created there."""
+    try:
+        with disk_errors(run):
+            run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run folder {run}", f"cannot be created ({error.strerror})", "choose a folder of your own with --runs DIR"
+        ) from error
+
+
 def claim(run: Path, recipe: Recipe, source: Path) -> None:
     """Mark a run folder as this recipe's, or refuse it where it is another's. The lock is held."""
     mark = run / "run.json"
@@ -121,8 +132,7 @@ def walk(
     stages = plan.stages()
     wanted = _wanted(stages, choice)
     outcome = Outcome()
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     with RunLock(run):
         claim(run, recipe, source)
         workshop = Workshop(run)

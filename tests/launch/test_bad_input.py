@@ -195,6 +195,12 @@ def test_a_folder_that_is_no_run(place: Path, capsys: pytest.CaptureFixture[str]
     assert (place / "runs" / "own" / "thesis.txt").read_text() == "precious"
 
 
+def test_a_place_where_no_folder_can_be(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "file").write_text("x")
+    code, err = rumpun(place, capsys, "--runs", str(place / "file" / "runs"))
+    assert code == 2 and "cannot be created" in err and "Traceback" not in err
+
+
 def test_data_that_is_not_given_or_not_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["mine", str(place / "recipe.toml"), "--runs", str(place / "runs")])
