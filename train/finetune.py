@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from data_prep.errors import UserError
-from data_prep.files import content_id
 from data_prep.shards import Shards
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
@@ -85,7 +84,7 @@ def choose(row: Row, *, position: int, hard_negatives: int) -> Row:
         "query": row["query"],
         "passages": [row["positives"][positive], *(negatives[j] for j in picked)],
         "passage_ids": [row["positive_ids"][positive], *(row["negative_ids"][j] for j in picked)],
-        "known_ids": [*row["positive_ids"], row["query_id"], content_id(row["query"])],
+        "known_ids": [*row["positive_ids"], row["query_id"]],
         "query_id": row["query_id"],
     }
 
