@@ -242,6 +242,9 @@ def _options(
     pass
 
 
+_INTERRUPTED = 130
+
+
 def _terminated(number: int, _: object) -> None:
     raise SystemExit(128 + number)  # unwinds: half-built folders are removed and ranks are ended
 
@@ -256,10 +259,7 @@ def main(argv: list[str] | None = None) -> None:
         typer.echo(f"error: {error}", err=True)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo(
-            "\nstopped: finished stages are kept, nothing half-written is left; the same command goes on", err=True
-        )
-        code = 130
+        code = _INTERRUPTED
     except Exception as error:
         from launch.local import RankFailure
 
@@ -271,6 +271,10 @@ def main(argv: list[str] | None = None) -> None:
             code = 1
         else:
             raise
+    if code == _INTERRUPTED:  # typer turns ^C into this code by itself
+        typer.echo(
+            "\nstopped: finished stages are kept, nothing half-written is left; the same command goes on", err=True
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

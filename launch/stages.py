@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -236,6 +237,8 @@ class Workshop:
             self._commit(stage.name, beside)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+            with suppress(OSError):
+                self._building.rmdir()
         return record
 
     def _inventory(self, folder: Path, volatile: tuple[str, ...]) -> dict[str, dict[str, Any]]:
