@@ -6,7 +6,6 @@ for the launcher to print; any other exception keeps its traceback in the rank's
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ FAILURE = "failure.json"
 
 
 def main(job_file: Path) -> int:
-    """Run the job on this rank. Returns the exit code."""
+    """Run the job on this rank. Ends the process with 0 when all ranks are done; returns 2 after a `UserError`."""
     job = read_json(job_file)
     out = Path(job["out"])
     try:
@@ -51,13 +50,8 @@ def main(job_file: Path) -> int:
     except UserError as error:
         write_json(out / FAILURE, {"value": error.value, "rule": error.rule, "fix": error.fix})
         return 2
-    return 0
 
 
 if __name__ == "__main__":
     die_with_parent()
-    code = main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # everything is written and the group is left: tearing torch and DeepSpeed down takes a second and can only go wrong
-    os._exit(code)
+    sys.exit(main(Path(sys.argv[1])))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
 from data_prep.errors import UserError
@@ -46,12 +47,22 @@ def start_ranks() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def stop_ranks() -> None:
-    """Leave the group together: a rank that destroys it early aborts the others."""
+def stop_ranks() -> NoReturn:
+    """Leave the group together, and end the process; call it last.
+
+    A rank that destroys the group early aborts the others, hence the barrier. The process then ends without unwinding
+    torch: with gloo under ZeRO-3 a rank was seen to abort there (`terminate called without an active exception`), after
+    everything had been written.
+    """
+    import torch
     import torch.distributed as dist
 
     dist.barrier()
-    dist.destroy_process_group()
+    if torch.cuda.is_available():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def read_ds_config(config: PhaseConfig) -> dict[str, Any]:
