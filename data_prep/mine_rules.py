@@ -90,6 +90,9 @@ class Selection:
             corpus.languages[self._row],
             [s for s, _ in positives],
             [s for s, _ in negatives],
+            query_document=corpus.ids[self._row],
+            positive_documents=[corpus.ids[i] for _, i in positives],
+            negative_documents=[corpus.ids[i] for _, i in negatives],
         )
 
     def _negatives(

@@ -44,11 +44,23 @@ def pair_row(
     language: str,
     positive_scores: Sequence[float] | None = None,
     negative_scores: Sequence[float] | None = None,
+    *,
+    query_document: str | None = None,
+    positive_documents: Sequence[str] | None = None,
+    negative_documents: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """One row of a pair shard; ids are content hashes. Scores, where given, align with the texts."""
-    for texts, scores in ((positives, positive_scores), (negatives, negative_scores)):
-        if scores is not None and len(texts) != len(scores):
-            raise ValueError(f"{len(texts)} texts with {len(scores)} scores")
+    """One row of a pair shard; ids are content hashes.
+
+    Scores and documents (the corpus ids that the texts come from), where given, align with the texts.
+    """
+    for texts, more in (
+        (positives, positive_scores),
+        (negatives, negative_scores),
+        (positives, positive_documents),
+        (negatives, negative_documents),
+    ):
+        if more is not None and len(texts) != len(more):
+            raise ValueError(f"{len(texts)} texts with {len(more)} scores or documents")
     return {
         "query": query,
         "positives": list(positives),
@@ -60,6 +72,9 @@ def pair_row(
         "negative_ids": [content_id(text) for text in negatives],
         "positive_scores": None if positive_scores is None else list(positive_scores),
         "negative_scores": None if negative_scores is None else list(negative_scores),
+        "query_document": query_document,
+        "positive_documents": None if positive_documents is None else list(positive_documents),
+        "negative_documents": None if negative_documents is None else list(negative_documents),
     }
 
 

@@ -19,7 +19,7 @@ from data_prep.files import disk_errors, read_json, sha256_file, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Kind = Literal["documents", "pairs", "tokens"]
 KINDS: tuple[Kind, ...] = ("documents", "pairs", "tokens")
 
@@ -28,8 +28,10 @@ def schema_of(kind: Kind) -> pa.Schema:
     """The Arrow schema of a kind of shard.
 
     documents: one cleaned text a row. pairs: a query with its positives and negatives; the ids are content hashes of
-    the texts and drive deduplication and false-negative masks. tokens: rows of a fixed number of `input_ids`;
-    `document_starts` are the offsets inside the row at which a document (or the rest of one) begins, the first is 0.
+    the texts and drive deduplication and false-negative masks, the documents are the corpus ids that the texts come
+    from (null where unknown). tokens: rows of a fixed number of `input_ids`; `document_starts` are the offsets inside
+    the row at which a document (or the rest of one) begins, the first is 0; `source` is null in rows of several
+    sources.
     """
     import pyarrow as pa
 
@@ -47,8 +49,11 @@ def schema_of(kind: Kind) -> pa.Schema:
             ("negative_ids", texts),
             ("positive_scores", scores),
             ("negative_scores", scores),
+            ("query_document", text),
+            ("positive_documents", texts),
+            ("negative_documents", texts),
         ],
-        "tokens": [("input_ids", pa.list_(pa.int32())), ("document_starts", pa.list_(pa.int32()))],
+        "tokens": [("input_ids", pa.list_(pa.int32())), ("document_starts", pa.list_(pa.int32())), ("source", text)],
     }
     return pa.schema(fields[kind])
 

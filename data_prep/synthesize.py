@@ -159,7 +159,12 @@ class _Maker:
                 if reason:
                     self.counts[reason] += 1
                     continue
-                made.append(pair_row(query, [passage], [], f"synth:{style}", row["language"]))
+                made.append(
+                    pair_row(
+                        query, [passage], [], f"synth:{style}", row["language"],
+                        query_document=row["id"], positive_documents=[row["id"]],
+                    )
+                )  # fmt: skip
                 self.counts["pairs"] += 1
                 self.counts[style] += 1
         return made

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_prep.config import Section
 from data_prep.errors import UserError
+from data_prep.shards import SCHEMA_VERSION
 from launch.stages import Counts, Stage
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from launch.recipe import Recipe
 
 PLACEHOLDER = "{data}"
+SHARD_STAGES = ("corpus", "tokens", "pairs", "mine", "synth")
 PHASE_FILES = ("metrics.jsonl", "summary.json", "tensorboard/*")
 STAGES = (
     "generate", "corpus", "tokenizer", "tokens", "pairs", "mine", "synth",
@@ -99,7 +101,9 @@ class Plan:
         found: list[Stage] = []
 
         def add(name: str, needs: Iterable[str], config: dict[str, Any], build: Any, **more: Any) -> None:
-            found.append(Stage(name=name, version=1, needs=tuple(needs), config=config, build=build, **more))
+            # a new shard schema rebuilds what writes shards
+            version = SCHEMA_VERSION if name in SHARD_STAGES else 1
+            found.append(Stage(name=name, version=version, needs=tuple(needs), config=config, build=build, **more))
 
         if recipe.generate:
             add("generate", (), {"generate": recipe.generate.model_dump(), "seed": seed}, self._generate)

@@ -105,3 +105,10 @@ def test_real_pairs(tmp_path: Path, shared_data: Path) -> None:
     assert (
         counts["kept"] > 1000 and counts["kept"] + counts["evaluation_overlap"] + counts["duplicates"] <= counts["read"]
     )
+
+
+def test_pair_row_keeps_the_documents_that_texts_come_from() -> None:
+    row = pair_row("q", ["p"], ["n"], "s", "ms", query_document="d0", positive_documents=["d1"])
+    assert (row["query_document"], row["positive_documents"], row["negative_documents"]) == ("d0", ["d1"], None)
+    with pytest.raises(ValueError, match="1 texts with 2 scores or documents"):
+        pair_row("q", ["p"], [], "s", "ms", positive_documents=["a", "b"])
