@@ -34,6 +34,8 @@ class PhaseConfig(Section):
     """Keep optimiser state (and weights, at stage 3) in host memory. The paper always did; below 2B it only slows."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 on GPUs that have it (fp32 master weights are kept); fp32 on CPUs, where bf16 is emulated and slower."""
+    micro_batch_tokens: Annotated[int, Field(gt=0)] = 16384
+    """Tokens in one forward pass of a rank: more is faster until memory ends. It never changes the result."""
     activation_checkpointing: bool = False
     """Recompute layer activations in the backward pass: less memory, about a third more time."""
 

@@ -16,6 +16,7 @@ from data_prep.errors import UserError
 from data_prep.shards import Shards
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
+from train.flops import Work
 from train.meter import Meter
 from train.negatives import world
 from train.packing import Packed
@@ -58,6 +59,12 @@ class TokenRows:
     def predicted(self, rows: list[int]) -> int:
         """Tokens of these rows that have a predecessor in their own document."""
         return sum(self.ids.shape[1] - len(self.starts[r]) for r in rows)
+
+    def work(self, rows: list[int]) -> Work:
+        """What one training pass over these rows computes."""
+        ends = [(*self.starts[r][1:], self.ids.shape[1]) for r in rows]
+        lengths = [b - a for r, row in zip(rows, ends, strict=True) for a, b in zip(self.starts[r], row, strict=True)]
+        return Work.of(lengths, head_tokens=sum(lengths))
 
     def packed(self, rows: list[int], device: Any) -> tuple[Packed, torch.Tensor]:
         """The rows as one stream of documents, and the [T] targets (-100 at each document's last token)."""
@@ -196,8 +203,7 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
             loss=float(summed) / predicted,
             rate=rate,
             norm=norm,
-            tokens=len(batch) * rows.ids.shape[1],
-            sequences=sum(len(rows.starts[r]) for r in batch),
+            work=rows.work(batch),
         )
     after = validate(steps)
     train_s = meter.elapsed_s

@@ -19,6 +19,15 @@ def peak_rss_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 
+def peak_memory_gb(device: Any) -> float:
+    """Peak memory of this process in GiB: allocated tensors on a CUDA device, resident memory elsewhere."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / (1 << 30)
+    return peak_rss_gb()
+
+
 class Telemetry:
     """Writes the files of one phase.
 
