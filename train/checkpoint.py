@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.encoder import PROJECTION
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,7 +40,23 @@ def save_model(engine: Engine, model: Any, folder: Path) -> None:
     if state is None:
         return
     persistent = set(model.state_dict().keys())
+    attention = model.config._attn_implementation
     model.set_attn_implementation("sdpa")  # the folder must load where `packed` is unknown
     model.save_pretrained(
         folder, state_dict={k: v for k, v in state.items() if k in persistent}, safe_serialization=True
     )
+    model.set_attn_implementation(attention)  # training goes on after a checkpoint
+
+
+def save_encoder(engine: Engine, encoder: Any, folder: Path) -> None:
+    """Write an encoder module (train/encoder.py): the backbone's folder, and `projection.safetensors` where it has one.
+
+    A collective: all ranks call, rank 0 writes. The tokenizer and `encoder.json` are the caller's.
+    """
+    from safetensors.torch import save_file
+
+    save_model(engine, encoder.backbone, folder)
+    if encoder.projection is not None:
+        state = gathered_state(engine, encoder.projection)
+        if state is not None:
+            save_file({name: x.contiguous() for name, x in state.items()}, folder / PROJECTION)

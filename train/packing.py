@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,18 +20,20 @@ class Packed:
     """n sequences of together T tokens.
 
     Attributes:
-        input_ids, position_ids: [1, T] int64; positions restart at every sequence.
+        input_ids, position_ids: [1, T] int64; positions restart at 0 in every sequence.
         boundaries: [n + 1] int32, the cumulative lengths from 0 to T.
         lengths: the n lengths, on the host.
+        skip: [n] int64, the leading tokens of each sequence that pooling leaves out (its prompt), or None.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     boundaries: torch.Tensor
     lengths: list[int]
+    skip: torch.Tensor | None = None
 
     def model_inputs(self) -> dict[str, Any]:
-        """Keyword arguments for a Hugging Face decoder whose attention implementation is `packed`."""
+        """Keyword arguments for a Hugging Face model whose attention implementation is `packed`."""
         longest = max(self.lengths)
         return {
             "input_ids": self.input_ids,
@@ -44,15 +47,55 @@ class Packed:
         }
 
 
-def pack(sequences: Sequence[Sequence[int]], *, device: Any = "cpu") -> Packed:
-    """Lay non-empty token sequences end to end."""
+def pack(sequences: Sequence[Sequence[int]], *, skip: Sequence[int] | None = None, device: Any = "cpu") -> Packed:
+    """Lay non-empty token sequences (lists or integer arrays) end to end.
+
+    Args:
+        skip: leading tokens of each sequence that pooling leaves out; None pools all. At least one token of each stays.
+    """
+    import numpy as np
     import torch
 
     lengths = [len(s) for s in sequences]
-    flat = torch.tensor([t for s in sequences for t in s], dtype=torch.long)
-    positions = torch.cat([torch.arange(n) for n in lengths])
-    boundaries = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Packed(flat[None].to(device), positions[None].to(device), boundaries.to(device), lengths)
+    total, count = sum(lengths), len(lengths)
+    # ids, positions, boundaries and skips travel in one array: one copy to the device instead of four
+    table = np.empty(2 * total + 2 * count + 1, dtype=np.int64)
+    if isinstance(sequences[0], np.ndarray):
+        np.concatenate(sequences, out=table[:total], casting="safe")
+    else:
+        table[:total] = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=total)
+    sizes = np.asarray(lengths, dtype=np.int64)
+    ends = table[2 * total : 2 * total + count + 1]
+    ends[0] = 0
+    np.cumsum(sizes, out=ends[1:])
+    np.subtract(np.arange(total), np.repeat(ends[:-1], sizes), out=table[total : 2 * total])
+    table[2 * total + count + 1 :] = 0 if skip is None else np.minimum(skip, sizes - 1)
+    moved = torch.from_numpy(table)
+    if torch.device(device).type == "cuda":
+        moved = moved.pin_memory().to(device, non_blocking=True)
+    ids, positions, boundaries, skips = moved.split([total, total, count + 1, count])
+    return Packed(ids[None], positions[None], boundaries.int(), lengths, None if skip is None else skips)
+
+
+def padded(packed: Packed) -> tuple[dict[str, Any], torch.Tensor]:
+    """The same sequences as a right-padded batch.
+
+    Returns:
+        Keyword arguments for a Hugging Face model ([n, L] ids, positions and mask), and the [n, L] bool mask of real
+        tokens, by which [n, L, H] states are brought back to [T, H].
+    """
+    import torch
+
+    lengths = torch.diff(packed.boundaries).long()
+    places = torch.arange(max(packed.lengths), device=lengths.device)
+    kept = places < lengths[:, None]
+    ids = torch.zeros_like(kept, dtype=torch.long).masked_scatter(kept, packed.input_ids)
+    return {
+        "input_ids": ids,
+        "position_ids": places.expand_as(kept),
+        "attention_mask": kept.long(),
+        "use_cache": False,
+    }, kept
 
 
 def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
