@@ -61,6 +61,54 @@ class Source:
         return max(1, round(self.rows * self.share)) if self.rows else 0
 
 
+class _Epoch:
+    """The permutations and the layout of one epoch.
+
+    Mixed: a permutation of all slots. In blocks of one source: the epoch begins with as many loose samples as complete
+    the last batch of the epoch before, then come whole blocks in permuted order, then the remaining loose samples
+    (what is left of every source after its whole blocks), so that each sample is still used exactly once.
+    """
+
+    def __init__(self, sources: Sequence[Source], key: str, *, epoch: int, block: int | None) -> None:
+        sizes = [s.rows_per_epoch for s in sources]
+        total = sum(sizes)
+        self.within = [Permutation(s.rows, f"{key}/{s.name}".encode()) for s in sources]
+        self._sizes, self._block = sizes, block or 1
+        self._blocks = [0] * len(sizes)
+        self._head = 0
+        if block is not None:
+            self._blocks = [n // block for n in sizes]
+            missing = -epoch * total % block
+            while total - block * sum(self._blocks) < missing and any(self._blocks):
+                largest = self._blocks.index(max(self._blocks))
+                self._blocks[largest] -= 1
+            self._head = min(missing, total - block * sum(self._blocks))
+        self._loose = [n - self._block * b for n, b in zip(sizes, self._blocks, strict=True)]
+        self._loose_order = Permutation(max(1, sum(self._loose)), f"{key}/order".encode())
+        self._block_order = Permutation(max(1, sum(self._blocks)), f"{key}/blocks".encode())
+
+    def __call__(self, i: int) -> tuple[int, int]:
+        """(source number, row) at position `i` of the epoch."""
+        in_blocks = self._block * sum(self._blocks)
+        if self._head <= i < self._head + in_blocks:
+            number, offset = divmod(i - self._head, self._block)
+            source, found = _locate(self._block_order(number), self._blocks)
+            slot = found * self._block + offset
+        else:
+            source, found = _locate(self._loose_order(i if i < self._head else i - in_blocks), self._loose)
+            slot = self._blocks[source] * self._block + found
+        return source, self.within[source](slot)
+
+
+def _locate(slot: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Which count a slot falls into, and its place there."""
+    for number, count in enumerate(counts):
+        if slot < count:
+            return number, slot
+        slot -= count
+    raise AssertionError("unreachable: slots are exhausted by the counts")
+
+
 class GlobalOrder:
     """The endless sequence of samples of a blend of sources.
 
@@ -68,33 +116,26 @@ class GlobalOrder:
         sources: what is blended; a share below 1 takes another part of the source each epoch.
         fingerprint: identifies the data; other data, other order.
         seed: of the recipe.
+        block: with a number, batches of that size hold samples of one source each, but for the few that are made of
+            what each source has left over.
     """
 
-    def __init__(self, sources: Sequence[Source], *, fingerprint: str, seed: int) -> None:
+    def __init__(self, sources: Sequence[Source], *, fingerprint: str, seed: int, block: int | None = None) -> None:
         self.sources = [s for s in sources if s.rows]
         self.epoch_rows = sum(s.rows_per_epoch for s in self.sources)
-        self._fingerprint, self._seed = fingerprint, seed
-        self._epoch = -1
-        self._order = Permutation(1, b"")
-        self._within: list[Permutation] = []
+        self._fingerprint, self._seed, self._block = fingerprint, seed, block
+        self._entered: tuple[int, _Epoch] | None = None
 
-    def _enter(self, epoch: int) -> None:
-        key = f"{self._fingerprint}/{self._seed}/{epoch}"
-        self._order = Permutation(self.epoch_rows, f"{key}/order".encode())
-        self._within = [Permutation(s.rows, f"{key}/{s.name}".encode()) for s in self.sources]
-        self._epoch = epoch
+    def _epoch(self, epoch: int) -> _Epoch:
+        if self._entered is None or self._entered[0] != epoch:
+            key = f"{self._fingerprint}/{self._seed}/{epoch}"
+            self._entered = (epoch, _Epoch(self.sources, key, epoch=epoch, block=self._block))
+        return self._entered[1]
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(index into `sources`, row of that source) at a global position from 0; epochs follow one another."""
         epoch, i = divmod(position, self.epoch_rows)
-        if epoch != self._epoch:
-            self._enter(epoch)
-        slot = self._order(i)
-        for number, source in enumerate(self.sources):
-            if slot < source.rows_per_epoch:
-                return number, self._within[number](slot)
-            slot -= source.rows_per_epoch
-        raise AssertionError("unreachable: slots are exhausted by the sources")
+        return self._epoch(epoch)(i)
 
     def batch(self, step: int, size: int) -> list[tuple[int, int]]:
         """The samples of optimiser step `step` (from 0) with a global batch of `size`."""

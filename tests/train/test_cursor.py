@@ -56,3 +56,29 @@ def test_order_is_a_pure_function_of_data_seed_and_position() -> None:
     assert GlobalOrder([Source("a", 100)], fingerprint="f", seed=1)[12_345] == late
     # the batch size changes the cut, never the order
     assert order.batch(0, 40) == [*order.batch(0, 20), *order.batch(1, 20)]
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    st.integers(2, 25),
+    st.integers(0, 5),
+)
+@settings(max_examples=80, deadline=None)
+def test_batches_of_one_source_still_use_every_row_once_an_epoch(rows: list[int], block: int, seed: int) -> None:
+    sources = [Source(f"s{i}", n) for i, n in enumerate(rows)]
+    order = GlobalOrder(sources, fingerprint="f", seed=seed, block=block)
+    n = order.epoch_rows
+    for epoch in range(3):
+        assert Counter(order[epoch * n + i] for i in range(n)) == Counter((s, r) for s, c in enumerate(rows) for r in range(c))
+
+
+def test_nearly_all_batches_are_of_one_source() -> None:
+    sources = [Source("a", 1000), Source("b", 330), Source("c", 77, share=0.5)]
+    order = GlobalOrder(sources, fingerprint="f", seed=1, block=16)
+    steps = 4 * order.epoch_rows // 16
+    batches = [order.batch(s, 16) for s in range(steps)]
+    mixed = [b for b in batches if len({s for s, _ in b}) > 1]
+    # an epoch's rest: fewer than one batch of each source, and one batch given up to fill up the epoch before
+    assert len(mixed) <= 4 * (len(sources) + 1)
+    firsts = [b[0][0] for b in batches]
+    assert firsts[:40] != sorted(firsts[:40]), "sources take turns in no fixed order"

@@ -1,0 +1,220 @@
+"""From pair shards to one rank's part of every global batch.
+
+Invariant: which rows a step trains on, which of their texts, and the tables about them are functions of the data, the
+seed and the step; the number of ranks decides only who encodes what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from data_prep.errors import UserError
+from data_prep.shards import Shards
+from train.arrange import Arrangement
+from train.cursor import GlobalOrder, Source
+from train.dealing import deal
+from train.encoder import EncoderConfig, tokenise
+from train.relations import Chosen, Relations, content_numbers, relations_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Row = dict[str, Any]
+PairSource = Literal["pairs", "mine", "synth"]
+SAMPLE = 256
+"""Rows whose texts tell how many bytes a token has, for dealing."""
+
+
+@dataclass(frozen=True)
+class Hand:
+    """One rank's part of a global batch of B queries and C passages.
+
+    Attributes:
+        relations: tables of the whole batch, on the CPU.
+        places: for every rank, the places of its sequences in the canonical order (queries, then passages).
+        ids, skip: this rank's token sequences, and their leading tokens that pooling leaves out.
+        queries: B. truncated: sequences of this rank that were cut to the longest allowed length.
+        duplicates: samples of the batch that share a text with another.
+        sources: the names of the sources in the batch.
+    """
+
+    relations: Relations
+    places: list[list[int]]
+    ids: list[list[int]]
+    skip: list[int]
+    queries: int
+    truncated: int
+    duplicates: int
+    sources: list[str]
+
+
+def load_sources(blend: Mapping[PairSource, float], folders: Mapping[str, Path]) -> tuple[list[Shards], list[Source]]:
+    """The shards of a blend and their shares. Raises `UserError` where nothing is left."""
+    shards, sources = [], []
+    for name, share in sorted(blend.items()):
+        if name in folders:
+            opened = Shards(folders[name], "pairs")
+            if opened.rows:
+                shards.append(opened)
+                sources.append(Source(name, opened.rows, share))
+    if not sources:
+        raise UserError(
+            f"finetune.blend = {sorted(blend)}",
+            f"none of these sources has pairs (there are: {sorted(folders) or 'none'})",
+            "switch on [mine], [synth] or [pairs], or name an existing source",
+        )
+    return shards, sources
+
+
+def choose(row: Row, *, position: int, positives: int, hard_negatives: int) -> Chosen:
+    """The texts that this use of a row trains on: up to `positives` positives and `hard_negatives` negatives.
+
+    The choice walks through the row's lists with the position in the global order, so it is the same on any number of
+    ranks and after any restart. Raises `UserError` for a row without a positive.
+    """
+    if not row["positives"]:
+        raise UserError(
+            f"query {row['query'][:60]!r}", "has no positive passage to train on", "remove the row or give it one"
+        )
+    picked: list[tuple[str, int]] = []
+    for side, wanted in (("positive", positives), ("negative", hard_negatives)):
+        there = len(row[f"{side}s"] or ())
+        picked += [(side, (position + j) % there) for j in range(min(wanted, there))]
+
+    def each(field: str) -> list[Any]:
+        return [_at(row[f"{side}_{field}"], j) for side, j in picked]
+
+    documents = [row["query_document"], *(row["positive_documents"] or ())]
+    return Chosen(
+        query=row["query"],
+        query_id=row["query_id"],
+        passages=[row[f"{side}s"][j] for side, j in picked],
+        passage_ids=each("ids"),
+        positives=sum(side == "positive" for side, _ in picked),
+        known_ids=[*row["positive_ids"], row["query_id"]],
+        documents=each("documents"),
+        known_documents=[d for d in documents if d is not None],
+        scores=each("scores"),
+        source=row["source"],
+    )
+
+
+def _at(values: Sequence[Any] | None, index: int) -> Any:
+    return None if values is None else values[index]
+
+
+class _Keys:
+    """Content numbers of the query and the positives of every row of a source."""
+
+    def __init__(self, shards: Shards) -> None:
+        import numpy as np
+
+        table = shards.table()
+        self.queries: NDArray[np.int64] = content_numbers(table.column("query_id"))
+        lists = table.column("positive_ids").combine_chunks()
+        self.positives: NDArray[np.int64] = content_numbers(lists.flatten())
+        lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+        self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    def of(self, row: int, position: int, positives: int) -> tuple[int, ...]:
+        first, end = int(self.starts[row]), int(self.starts[row + 1])
+        there = end - first
+        chosen = (int(self.positives[first + (position + j) % there]) for j in range(min(positives, there)))
+        return (int(self.queries[row]), *chosen)
+
+
+class PairStream:
+    """Makes this rank's hand of every step; `stream(step)` is what a prefetch thread calls.
+
+    Args:
+        shards, sources: from `load_sources`.
+        tokenizer: of the model. rank, ranks: who asks.
+        batch: queries of a global batch. positives, hard_negatives: texts of a row that are used at once.
+        homogeneous: whether a batch holds pairs of one source. avoid_duplicates: see train/arrange.py.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shards],
+        sources: Sequence[Source],
+        *,
+        tokenizer: Any,
+        encoder: EncoderConfig,
+        seed: int,
+        batch: int,
+        positives: int,
+        hard_negatives: int,
+        homogeneous: bool,
+        avoid_duplicates: bool,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        self._shards, self._tokenizer, self._encoder = shards, tokenizer, encoder
+        self._positives, self._hard_negatives = positives, hard_negatives
+        self._rank, self._ranks = rank, ranks
+        fingerprint = "/".join(s.fingerprint for s in shards)
+        self.order = GlobalOrder(sources, fingerprint=fingerprint, seed=seed, block=batch if homogeneous else None)
+        tables = [_Keys(s) for s in shards] if avoid_duplicates else []
+
+        def keys(position: int) -> tuple[int, ...]:
+            source, row = self.order[position]
+            return tables[source].of(row, position, positives)
+
+        def group(position: int) -> Hashable:
+            source, _ = self.order[position]
+            return (position // self.order.epoch_rows, source if homogeneous else None)
+
+        self._arranged = Arrangement(batch, keys=keys if avoid_duplicates else None, group=group)
+        self._bytes_per_token = self._measure_bytes_per_token()
+
+    def rows(self, step: int) -> tuple[list[Chosen], int]:
+        """The rows of the global batch of a step, and how many of them share a text with another."""
+        positions, duplicates = self._arranged(step)
+        places = [self.order[p] for p in positions]
+        found: dict[tuple[int, int], Row] = {}
+        for number, shards in enumerate(self._shards):
+            wanted = [row for source, row in places if source == number]
+            found |= {(number, row): content for row, content in zip(wanted, shards.take(wanted), strict=True)}
+        chosen = [
+            choose(found[place], position=p, positives=self._positives, hard_negatives=self._hard_negatives)
+            for p, place in zip(positions, places, strict=True)
+        ]
+        return chosen, duplicates
+
+    def __call__(self, step: int) -> Hand:
+        """This rank's hand of the global batch of a step."""
+        batch, duplicates = self.rows(step)
+        return self.hand(batch, duplicates=duplicates)
+
+    def hand(self, batch: Sequence[Chosen], *, duplicates: int = 0) -> Hand:
+        """Deal a global batch and tokenise this rank's part of it."""
+        texts = [row.query for row in batch] + [p for row in batch for p in row.passages]
+        places = deal([self._cost(text) for text in texts], self._ranks)
+        mine = places[self._rank]
+        split = sum(place < len(batch) for place in mine)  # places ascend: queries come first
+        queries = tokenise(self._tokenizer, [texts[p] for p in mine[:split]], self._encoder, "query")
+        passages = tokenise(self._tokenizer, [texts[p] for p in mine[split:]], self._encoder, "passage")
+        return Hand(
+            relations=relations_of(batch),
+            places=places,
+            ids=queries.ids + passages.ids,
+            skip=queries.skip + passages.skip,
+            queries=len(batch),
+            truncated=queries.truncated + passages.truncated,
+            duplicates=duplicates,
+            sources=sorted({row.source for row in batch}),
+        )
+
+    def _cost(self, text: str) -> float:
+        """About how many tokens a text has: its bytes tell, so that no rank tokenises what others encode."""
+        return min(len(text.encode()) / self._bytes_per_token + 2, float(self._encoder.max_tokens))
+
+    def _measure_bytes_per_token(self) -> float:
+        places = [self.order[p] for p in range(min(SAMPLE, self.order.epoch_rows))]
+        texts = [str(self._shards[source].take([row])[0]["positives"][0])[:2000] for source, row in places]
+        tokens = sum(len(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"])
+        return sum(len(t.encode()) for t in texts) / max(1, tokens)
