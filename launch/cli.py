@@ -56,8 +56,8 @@ def _run(
     run_name: str | None,
     nproc: int | None,
     **choice: Any,
-) -> None:
-    """Load a recipe, walk its graph, and print what came out."""
+) -> Path:
+    """Load a recipe, walk its graph, print what came out, and return the run folder."""
     # quiet, offline-safe libraries: their progress bars and notices would break the one-line display
     # waiting threads sleep instead of spinning: beside other busy processes spinning costs most of both cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -90,6 +90,7 @@ def _run(
             f"{overhead:.1f} % of it was the pipeline's own overhead"
         )
     _print_end(run)
+    return run
 
 
 def _print_end(run: Path) -> None:
@@ -157,7 +158,7 @@ for _name, _until, _text in (
     ("prep", ("tokens",), "Clean the corpus, train or fetch the tokenizer, pack tokens."),
     ("mine", ("mine",), "Mine hard pairs from the corpus."),
     ("synth", ("synth",), "Synthesise question-passage pairs from the corpus."),
-    ("truncate", ("truncate",), "Cut the base to its first layers."),
+    ("truncate", ("truncate",), "Cut the base to some of its layers."),
     ("pretrain", ("pretrain",), "Continued pretraining, and what it needs."),
     ("finetune", ("finetune",), "Contrastive finetuning, and what it needs."),
     ("eval", ("eval",), "Evaluate, and what that needs."),
@@ -165,6 +166,27 @@ for _name, _until, _text in (
     ("report", ("report",), "Write the HTML report, and what it needs."),
 ):
     _add_stage_command(_name, _until, _text)
+
+
+@app.command()
+def probe(
+    recipe: RecipeName,
+    overrides: Overrides = [],
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    run_name: RunName = None,
+    nproc: Nproc = None,
+) -> None:
+    """What a cut costs, before it is paid for: retrieval with the base's states after every layer."""
+    from data_prep.files import read_json
+    from launch.recipe import load_recipe
+    from train.probe import probe_lines
+
+    loaded, _ = load_recipe(recipe, overrides)
+    if loaded.truncate.probe is None:
+        overrides = [*overrides, "truncate.probe={}"]
+    run = _run(recipe, overrides, data, runs, run_name, nproc, until=("probe",))
+    typer.echo("\n".join(probe_lines(read_json(run / "probe" / "probe.json"), kept=loaded.truncate.layers)))
 
 
 @recipe_app.command("show")

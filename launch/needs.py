@@ -61,7 +61,7 @@ def needs_of(recipe: Recipe, *, data: Path | None) -> Iterator[str]:
 
     Raises `UserError` where truncate.layers exceeds the base's.
     """
-    from train.backbone import disk_bytes
+    from train.truncate import base_depth, disk_bytes, kept_layers
 
     base = recipe.base
     yield from _data_lines(recipe, data)
@@ -70,14 +70,17 @@ def needs_of(recipe: Recipe, *, data: Path | None) -> Iterator[str]:
     if shape is None:
         yield "size:  unknown (the base's config cannot be read here: no network, no access, or a wrong id)"
         return
-    parameters, weights = disk_bytes(shape, layers=recipe.truncate.layers, bytes_per_parameter=4)
-    kept = f"{recipe.truncate.layers} of {shape.num_hidden_layers} layers"
-    yield f"size:  {kept}, {parameters / 1e6:,.1f} M parameters with output head"
-    whole = 0 if base.random else disk_bytes(shape, layers=shape.num_hidden_layers, bytes_per_parameter=2)[1]
+    deep = base_depth(shape, name=base.model or "random")
+    kept = kept_layers(recipe.truncate.layers, deep)
+    parameters, weights = disk_bytes(shape, kept=kept, bytes_per_parameter=4)
+    named = "" if kept == list(range(len(kept))) else f" ({', '.join(map(str, kept))})"
+    yield f"size:  {len(kept)} of {deep} layers{named}, {parameters / 1e6:,.1f} M parameters with output head"
+    whole = 0 if base.random else disk_bytes(shape, kept=range(deep), bytes_per_parameter=2)[1]
     # cut, pretrained, finetuned and exported weights stay in the run folder, in fp32 after training
     yield f"disk:  {(4 * weights) / GIB:,.1f} GiB in the run folder" + (
         f", {whole / GIB:,.0f} GiB for the base's download" if whole else ""
     )
+    yield from _probe_lines(recipe, shape, deep)
     yield from _memory_lines(recipe, parameters)
 
 
@@ -99,6 +102,18 @@ def _data_lines(recipe: Recipe, data: Path | None) -> Iterator[str]:
         path = pattern.replace("{data}", str(data))
         found = len(glob.glob(path))
         yield f"data:  {path}   ({found} found)" if found else f"data:  {path}   (MISSING)"
+
+
+def _probe_lines(recipe: Recipe, shape: Any, deep: int) -> Iterator[str]:
+    from train.truncate import disk_bytes
+
+    if probe := recipe.truncate.probe:
+        depth = min(probe.layers or deep, deep)
+        parameters = disk_bytes(shape, kept=range(depth), bytes_per_parameter=2)[0]
+        yield (
+            f"probe: {depth} of {deep} layers, {2 * parameters / GIB:,.1f} GiB of memory for the weights on a GPU "
+            f"(bf16), {4 * parameters / GIB:,.1f} GiB on a CPU"
+        )
 
 
 def _memory_lines(recipe: Recipe, parameters: int) -> Iterator[str]:

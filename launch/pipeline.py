@@ -1,6 +1,7 @@
 """The graph: which stages a recipe has, what each reads, and which room builds it.
 
-corpus → {tokenizer → tokens, mine, synth, pairs} → base → truncate → pretrain → finetune → eval → export → report.
+corpus → {tokenizer → tokens, mine, synth, pairs} → base → {probe, truncate} → pretrain → finetune → eval → export →
+report.
 Only this file knows all rooms at once; each stage's `config` holds exactly what its output depends on, so that a change
 rebuilds what depends on it and nothing else. How many processes train is not among it: it never changes the result.
 """
@@ -11,7 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from data_prep.config import Section
 from data_prep.errors import UserError
@@ -27,7 +28,7 @@ SHARD_STAGES = ("corpus", "tokens", "pairs", "mine", "synth")
 PHASE_FILES = ("metrics.jsonl", "summary.json", "tensorboard/*")
 STAGES = (
     "generate", "corpus", "tokenizer", "tokens", "pairs", "mine", "synth",
-    "base", "truncate", "pretrain", "finetune", "eval", "export", "report",
+    "base", "probe", "truncate", "pretrain", "finetune", "eval", "export", "report",
 )  # fmt: skip
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -92,6 +93,23 @@ class Plan:
             return []
         return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".model"))
 
+    def pair_folder(self, source: str) -> Path:
+        """The pair shards of a source."""
+        return self.run / source / "pairs" if source == "mine" else self.run / source
+
+    def probe_source(self) -> Literal["pairs", "mine", "synth"]:
+        """The source whose pairs the probe asks: the named one, or the first that is on."""
+        probe = self.recipe.truncate.probe
+        if probe and probe.source:
+            return probe.source
+        order: tuple[Literal["pairs", "mine", "synth"], ...] = ("pairs", "synth", "mine")
+        return next(name for name in order if getattr(self.recipe, name))
+
+    def _list_cut(self) -> list[int] | None:
+        """The kept layers where they are no prefix of the base; the probe's own depths tell of all others."""
+        layers = self.recipe.truncate.layers
+        return None if isinstance(layers, int) or layers == list(range(len(layers))) else layers
+
     def stages(self) -> list[Stage]:
         """All stages of the recipe, each after those it needs."""
         recipe, seed = self.recipe, self.recipe.seed
@@ -124,11 +142,20 @@ class Plan:
             add("synth", ("corpus",), {"synth": recipe.synth.model_dump(), "seed": seed}, self._synth)
         add(
             "base", ("tokenizer",) if recipe.base.random else (), {"base": recipe.base.model_dump(), "seed": seed},
-            self._base, external=self.base_files,
+            self._base,
         )  # fmt: skip
+        # a named base is not copied: what reads its weights depends on its files
+        if probe := recipe.truncate.probe:
+            read = recipe.encoder.model_dump(include={"bidirectional", "max_tokens", "query_prompt", "passage_prompt"})
+            add(
+                "probe", ("base", "tokenizer", self.probe_source()),
+                {"probe": probe.model_dump(), "cut": self._list_cut(), "encoder": read, "seed": seed}, self._probe,
+                external=self.base_files,
+            )  # fmt: skip
         add(
             "truncate", ("base", "tokenizer"),
-            {"truncate": recipe.truncate.model_dump(), "precision": recipe.pretrain.precision}, self._truncate,
+            {"truncate": {"layers": recipe.truncate.layers}, "precision": recipe.pretrain.precision}, self._truncate,
+            external=self.base_files,
         )  # fmt: skip
         add(
             "pretrain", ("tokens", "truncate"),
@@ -214,8 +241,19 @@ class Plan:
             vocabulary = len(load_tokenizer(self.run / "tokenizer"))
         return make_base(self.recipe.base, vocabulary=vocabulary, out=out, seed=self.recipe.seed, progress=progress)
 
+    def _probe(self, out: Path, progress: Progress) -> Counts:
+        from train.probe import probe
+
+        assert self.recipe.truncate.probe is not None
+        source = self.probe_source()
+        return probe(
+            self.recipe.truncate.probe, self.recipe.encoder, base=self.run / "base", tokenizer=self.run / "tokenizer",
+            pairs=self.pair_folder(source), source=source, cut=self._list_cut(), out=out, seed=self.recipe.seed,
+            progress=progress,
+        )  # fmt: skip
+
     def _truncate(self, out: Path, progress: Progress) -> Counts:
-        from train.backbone import truncate
+        from train.truncate import truncate
 
         return truncate(
             self.recipe.truncate, base=self.run / "base", tokenizer=self.run / "tokenizer", out=out,
@@ -249,9 +287,9 @@ class Plan:
         )  # fmt: skip
 
     def _finetune(self, out: Path, progress: Progress) -> Counts:
-        folders = {"pairs": self.run / "pairs", "mine": self.run / "mine" / "pairs", "synth": self.run / "synth"}
         recipe = self.recipe
-        on = {n: str(f.resolve()) for n, f in folders.items() if getattr(recipe, n) and n in recipe.finetune.blend}
+        sources = [n for n in ("pairs", "mine", "synth") if getattr(recipe, n) and n in recipe.finetune.blend]
+        on = {n: str(self.pair_folder(n).resolve()) for n in sources}
         return self._train(
             "finetune", out, progress, config=recipe.finetune.model_dump(), encoder=recipe.encoder.model_dump(),
             sources=on, model=self.run / "pretrain" / "model",

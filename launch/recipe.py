@@ -30,11 +30,12 @@ from data_prep.synthesize import SynthConfig
 from data_prep.tokenizer import TokenizerConfig
 from data_prep.tokens import TokensConfig
 from eval.retrieval import EvalConfig
-from train.backbone import BaseConfig, TruncateConfig
+from train.backbone import BaseConfig
 from train.encoder import EncoderConfig
 from train.export import ExportConfig
 from train.finetune import FinetuneConfig
 from train.pretrain import PretrainConfig
+from train.truncate import TruncateConfig, kept_layers
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -77,16 +78,21 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _tables_agree(self) -> Recipe:
-        if self.base.random and self.truncate.layers > self.base.random.layers:
-            raise ValueError(
-                f"truncate.layers = {self.truncate.layers}: the base has only {self.base.random.layers} layers. "
-                f"Fix: set truncate.layers to {self.base.random.layers} or fewer"
-            )
+        if self.base.random:
+            try:
+                kept_layers(self.truncate.layers, self.base.random.layers)
+            except UserError as error:
+                raise ValueError(str(error)) from error
         on = [name for name in ("pairs", "mine", "synth") if getattr(self, name) is not None]
         if not set(on) & set(self.finetune.blend):
             raise ValueError(
                 f"finetune.blend = {sorted(self.finetune.blend)}: none of these is switched on (on: {on or 'none'}). "
                 "Fix: add a [mine], [synth] or [pairs] table"
+            )
+        if (probe := self.truncate.probe) and probe.source and probe.source not in on:
+            raise ValueError(
+                f"truncate.probe.source = {probe.source!r}: this source is switched off (on: {on or 'none'}). "
+                f"Fix: add a [{probe.source}] table, or name one that is on"
             )
         for phase, field in (("pretrain", "batch_rows"), ("finetune", "batch_pairs")):
             batch, nproc = getattr(getattr(self, phase), field), self.launch.nproc

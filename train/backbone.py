@@ -1,14 +1,12 @@
-"""The decoder: made from a seed or loaded from Hugging Face, and cut to its first N layers.
+"""The base: a decoder made here from a seed, or a pretrained one that is named.
 
-A cut keeps the embeddings, the first N decoder layers, the final norm and the output head, exactly as they were; the
-result is an ordinary model folder that plain transformers loads.
+A named base is not copied: its folder or Hub id is written down, and train/truncate.py reads from there what it keeps.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -71,13 +69,6 @@ class BaseConfig(Section):
         return self
 
 
-class TruncateConfig(Section):
-    """[truncate]: how much of the base is kept."""
-
-    layers: Annotated[int, Field(gt=0)] = 4
-    """The first so many layers are kept: 2 of Llama2-7B is the paper's 600M, 4 its 1B, 5 of Llama2-13B its 2B."""
-
-
 def parameter_counts(model: Any) -> dict[str, int]:
     """`parameters` (all, tied ones once) and `trunk_parameters` (without input embedding and output head)."""
     everything = sum(p.numel() for p in model.parameters())
@@ -136,10 +127,11 @@ def make_base(
 def base_reference(base: Path) -> tuple[str, str | None]:
     """(model id or folder, revision) of a base stage's folder."""
     named = base / "base.json"
-    if named.exists():
-        reference = read_json(named)
-        return reference["model"], reference["revision"]
-    return str(base), None
+    if not named.exists():
+        return str(base), None
+    reference = read_json(named)
+    folder = Path(reference["model"]).expanduser()
+    return (str(folder), None) if folder.is_dir() else (reference["model"], reference["revision"])
 
 
 def read_model_config(model: str, revision: str | None) -> Any:
@@ -161,75 +153,8 @@ def read_model_config(model: str, revision: str | None) -> Any:
         ) from error
 
 
-def cut_config(config: Any, layers: int) -> Any:
-    """The same config with `layers` layers. Raises `UserError` where the base has fewer."""
-    deep = config.num_hidden_layers
-    if layers > deep:
-        raise UserError(
-            f"truncate.layers = {layers}", f"the base has only {deep} layers", f"set truncate.layers to {deep} or fewer"
-        )
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):  # Qwen and Gemma name the attention kind of every layer
-        config.layer_types = list(config.layer_types)[:layers]
-    return config
-
-
-def truncate(
-    config: TruncateConfig,
-    *,
-    base: Path,
-    tokenizer: Path,
-    out: Path,
-    precision: Literal["fp32", "bf16"],
-    progress: Progress,
-) -> dict[str, int | float]:
-    """Write `out/model`: the first layers of the base, with the tokenizer beside it.
-
-    Only the tensors that are kept are read from disk. Raises `UserError` for too many layers, an unreadable base, or a
-    base that lacks tensors the cut model needs.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model_id, revision = base_reference(base)
-    shape = read_model_config(model_id, revision)
-    deep = shape.num_hidden_layers
-    cut = cut_config(shape, config.layers)
-    with progress.work("prepare"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model_id,
-            revision=revision,
-            config=cut,
-            dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        model, info = loaded
-        if info["missing_keys"]:
-            raise UserError(
-                f"base.model = {model_id!r}",
-                f"lacks {len(info['missing_keys'])} tensors, such as {min(info['missing_keys'])!r}",
-                "use a complete causal language model",
-            )
-        model.save_pretrained(out / "model", safe_serialization=True)
-        copy_tokenizer(tokenizer, out / "model")
-    return {"base_layers": deep, "layers": config.layers, **parameter_counts(model)}
-
-
 def copy_tokenizer(tokenizer: Path, model: Path) -> None:
     """Put the tokenizer's files beside the weights (`*.json`, `*.model`, `*.txt`, never a stage's own record)."""
     for file in sorted(tokenizer.iterdir()):
         if file.suffix in (".json", ".model", ".txt", ".jinja") and file.name not in ("stage.json", "config.json"):
             (model / file.name).write_bytes(file.read_bytes())
-
-
-def disk_bytes(shape: Any, *, layers: int, bytes_per_parameter: int) -> tuple[int, int]:
-    """(parameters, bytes) of a cut model, counted on the meta device, without weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    cut = cut_config(type(shape).from_dict(json.loads(shape.to_json_string(use_diff=False))), layers)
-    with torch.device("meta"):
-        counts = parameter_counts(AutoModelForCausalLM.from_config(cut))
-    return counts["parameters"], counts["parameters"] * bytes_per_parameter

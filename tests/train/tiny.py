@@ -10,9 +10,10 @@ from data_prep.pairs import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
 from data_prep.tokenizer import TokenizerConfig, train_tokenizer
-from train.backbone import BaseConfig, RandomBaseConfig, TruncateConfig, make_base, truncate
+from train.backbone import BaseConfig, RandomBaseConfig, make_base
 from train.encoder import EncoderConfig
 from train.finetune import choose
+from train.truncate import TruncateConfig, truncate
 
 WORDS = [
     "banjir",
