@@ -149,10 +149,24 @@ class Engine:
         self.device: torch.device = self._engine.device
         self.module: torch.nn.Module = self._engine.module
         self._unsharded = config.zero_stage == 0
+        self._reduces_every_pass = config.zero_stage >= 2
 
     def __call__(self, *args: Any) -> Any:
         """The module's forward."""
         return self._engine(*args)
+
+    @contextmanager
+    def accumulation(self) -> Iterator[None]:
+        """All backward passes of one optimiser step; gradients are reduced over ranks once where that is free.
+
+        ZeRO 0 and 1 hold whole gradients anyway and reduce them after the last pass. ZeRO 2 and 3 hold only a part, so
+        they reduce in every pass; with `reduce_once` they hold the whole until the end of the block and reduce once.
+        """
+        if self._reduces_every_pass and self._config.reduce_once:
+            with self._engine.coalesce_grad_reduction():
+                yield
+        else:
+            yield
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch; `last` marks the one that completes the step."""

@@ -1,37 +1,43 @@
 """Contrastive finetuning across ranks, under DeepSpeed.
 
 Invariant: every query of the global batch sees the passages of all ranks, and the loss and gradient are those of one
-process that holds the whole batch. Rows are dealt to ranks by length; which rank computes a row changes nothing.
+process that holds the whole batch. Sequences are dealt to ranks by length; which rank encodes one changes nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.errors import UserError
-from data_prep.shards import Shards
 from train.backbone import copy_tokenizer, parameter_counts
-from train.cursor import GlobalOrder, Source
-from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config, tokenise
+from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config
+from train.flops import Flops, Work
+from train.gather import world
+from train.loader import Prefetch
 from train.meter import Meter
-from train.negatives import id_table, number_of, world
-from train.objectives import info_nce, margin_contrastive
-from train.packing import deal, pack
-from train.phase import PhaseConfig, check_divides, total_steps
+from train.pair_stream import PairSource, PairStream, load_sources
+from train.phase import PhaseConfig, check_fills, total_steps
 from train.telemetry import Telemetry
 
 if TYPE_CHECKING:
     import torch
 
+    from train.attention_layout import Layout
     from train.engine import Engine
+    from train.gradcache import ShareOfLoss, StepFacts
+    from train.graph_memory import GraphMemory
+    from train.pair_stream import Hand
+    from train.relations import Relations
 
-Row = dict[str, Any]
-PairSource = Literal["pairs", "mine", "synth"]
+_log = logging.getLogger(__name__)
 
 
 class FinetuneConfig(PhaseConfig):
@@ -39,93 +45,111 @@ class FinetuneConfig(PhaseConfig):
 
     batch_pairs: Annotated[int, Field(gt=1)] = 64
     """Queries in one optimiser step, over all ranks; each sees the passages of all the others as negatives."""
-    loss: Literal["info_nce", "margin"] = "info_nce"
-    """`info_nce` over all ranks; `margin` is the paper's pairwise loss, which uses the stored negatives alone."""
+    loss: Literal["info_nce", "margin", "triplet", "cosent"] = "info_nce"
+    """`info_nce` over the texts of all ranks; `margin` is the paper's pairwise loss and `triplet` compares a positive
+    with each stored negative; `cosent` orders (query, passage) pairs by their teacher scores."""
     temperature: Annotated[float, Field(gt=0)] = 0.05
-    """Divides the cosines of InfoNCE; the paper took 0.02."""
+    """Divides the cosines of InfoNCE and CoSENT; the paper took 0.02."""
     margin: Annotated[float, Field(gt=0, le=2)] = 0.5
-    """Cosine distance beyond which the `margin` loss leaves a negative alone; 0.5 as in the paper."""
+    """Cosine distance of `margin` and `triplet`; 0.5 as in the paper."""
     symmetric: bool = False
-    """Also rank the queries for each passage (InfoNCE only)."""
+    """Also rank the queries for each positive, with half of the weight (InfoNCE only)."""
+    query_negatives: bool = False
+    """Other queries are negatives of a query too (InfoNCE only; Li et al., 2023)."""
+    passage_negatives: bool = False
+    """Other passages are negatives of the positive too (InfoNCE only; Li et al., 2023)."""
+    positives: Annotated[int, Field(ge=1)] = 1
+    """Positives of a query used in one step, where it has several; each counts for its share of the query."""
     hard_negatives: Annotated[int, Field(ge=0)] = 1
     """Stored negatives used for each query, drawn anew each epoch; rows with fewer use what they have."""
+    false_negative_margin: Annotated[float, Field(ge=-1, le=2)] | None = None
+    """Hide a negative whose cosine passes the positive's by more than this (InfoNCE only); Qwen3-Embedding took 0.1.
+    Texts that are known to be positives, or of the same document, are always hidden, across all ranks."""
+    matryoshka: list[Annotated[int, Field(gt=0)]] = []  # noqa: RUF012 - frozen by pydantic
+    """Also train these shorter prefixes of the vector, e.g. [256, 64], with equal weights; empty: the whole only."""
+    homogeneous: bool = False
+    """Each batch holds pairs of one source, on all ranks at once: negatives are then of the same kind."""
+    avoid_duplicates: bool = True
+    """Move pairs that share a text with another of their batch to a batch nearby; each is still used once an epoch."""
+    kept_chunks: Annotated[int, Field(ge=1)] | Literal["auto", "all"] = "auto"
+    """Chunks of `micro_batch_tokens` whose autograd graph is kept; the others are encoded twice (GradCache). `auto`: as
+    many as memory allows, `all`: the plain step, 1: least memory. It never changes the result."""
+    layout: Literal["packed", "padded"] = "packed"
+    """`packed` computes no padding; models that cannot be packed are padded, with a line in the log."""
     blend: dict[PairSource, Annotated[float, Field(gt=0, le=1)]] = {"pairs": 1.0, "synth": 1.0, "mine": 0.3}  # noqa: RUF012 - frozen by pydantic
     """Share of each source that an epoch uses; 100 % synthetic and 30 % mined as in the paper; absent ones drop out."""
 
-
-def load_sources(config: FinetuneConfig, folders: Mapping[str, Path]) -> tuple[list[Shards], list[Source], str]:
-    """The shards of the blend, their shares, and the fingerprint of all. Raises `UserError` where nothing is left."""
-    shards, sources = [], []
-    for name, share in sorted(config.blend.items()):
-        if name in folders:
-            opened = Shards(folders[name], "pairs")
-            if opened.rows:
-                shards.append(opened)
-                sources.append(Source(name, opened.rows, share))
-    if not sources:
-        raise UserError(
-            f"finetune.blend = {sorted(config.blend)}",
-            f"none of these sources has pairs (there are: {sorted(folders) or 'none'})",
-            "switch on [mine], [synth] or [pairs], or name an existing source",
-        )
-    return shards, sources, "/".join(s.fingerprint for s in shards)
+    @model_validator(mode="after")
+    def _triplets_need_negatives(self) -> FinetuneConfig:
+        if self.loss == "triplet" and not self.hard_negatives:
+            raise ValueError("loss = 'triplet': needs stored negatives. Fix: set hard_negatives to 1 or more")
+        return self
 
 
-def choose(row: Row, *, position: int, hard_negatives: int) -> Row:
-    """The texts that this use of a row trains on: one positive and up to `hard_negatives` negatives.
+def objective_of(config: FinetuneConfig, relations: Relations, *, share: tuple[int, int]) -> ShareOfLoss:
+    """The loss of a recipe over the embeddings of one global batch.
 
-    The choice walks through the row's lists with the position in the global order, so it is the same on any number of
-    ranks and after any restart.
+    Args:
+        relations: of the batch, on the device of the embeddings. share: (rank, ranks).
     """
-    positive = position % len(row["positives"])
-    negatives = row["negatives"] or []
-    picked = [(position + j) % len(negatives) for j in range(min(hard_negatives, len(negatives)))]
-    return {
-        "query": row["query"],
-        "passages": [row["positives"][positive], *(negatives[j] for j in picked)],
-        "passage_ids": [row["positive_ids"][positive], *(row["negative_ids"][j] for j in picked)],
-        "known_ids": [*row["positive_ids"], row["query_id"]],
-        "query_id": row["query_id"],
-    }
+    from train.objectives.cosent import cosent
+    from train.objectives.info_nce import info_nce
+    from train.objectives.margin import margin_contrastive
+    from train.objectives.matryoshka import matryoshka
+    from train.objectives.triplet import triplet
 
-
-def local_loss(
-    engine: Engine, tokenizer: Any, mine: list[Row], config: FinetuneConfig, encoder: EncoderConfig
-) -> tuple[torch.Tensor, int, int]:
-    """(loss, tokens, sequences) of this rank's rows; the loss averages over ranks to that of the global batch."""
-    import torch
-
-    slots = 1 + config.hard_negatives
-    queries = tokenise(tokenizer, [r["query"] for r in mine], encoder, "query")
-    texts = [(i, j, t) for i, r in enumerate(mine) for j, t in enumerate(r["passages"])]
-    passages = tokenise(tokenizer, [t for *_, t in texts], encoder, "passage")
-    stream = pack(queries + passages, device=engine.device)
-    vectors = engine(stream)  # one forward for queries and passages: ZeRO-3 gathers the weights once
-    own, found = vectors[: len(queries)], vectors[len(queries) :]
-    places = torch.tensor([i * slots + j for i, j, _ in texts], device=vectors.device)
-    table = (
-        vectors.new_zeros(len(mine) * slots, vectors.shape[1]).index_copy(0, places, found).view(len(mine), slots, -1)
-    )
-    passage_ids = id_table([r["passage_ids"] for r in mine], width=slots).to(vectors.device)
-    if config.loss == "margin":
-        loss = margin_contrastive(own, table, passage_ids=passage_ids, margin=config.margin)
-    else:
-        loss = info_nce(
-            own,
-            table,
-            passage_ids=passage_ids,
-            known_ids=id_table([r["known_ids"] for r in mine]).to(vectors.device),
-            query_ids=torch.tensor([number_of(r["query_id"]) for r in mine], device=vectors.device),
+    known: dict[str, Any] = {
+        "info_nce": partial(
+            info_nce,
             temperature=config.temperature,
             symmetric=config.symmetric,
-        )
-    return loss, sum(stream.lengths), len(stream.lengths)
+            query_negatives=config.query_negatives,
+            passage_negatives=config.passage_negatives,
+            false_negative_margin=config.false_negative_margin,
+        ),
+        "margin": partial(margin_contrastive, margin=config.margin),
+        "triplet": partial(triplet, margin=config.margin),
+        "cosent": partial(cosent, temperature=config.temperature),
+    }
+    loss = known[config.loss]
+    if config.matryoshka:
+        loss = partial(matryoshka, loss, config.matryoshka)
+    queries = len(relations.query_ids)
+
+    def share_of_loss(embeddings: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = loss(embeddings[:queries], embeddings[queries:], relations, share=share)
+        return found
+
+    return share_of_loss
 
 
-def rows_of_rank(rows: list[Row], rank: int, ranks: int) -> list[Row]:
-    """This rank's rows of a global batch, dealt by length in characters (known without tokenising the others')."""
-    costs = [len(r["query"]) + sum(len(p) for p in r["passages"]) for r in rows]
-    return [rows[i] for i in sorted(deal(costs, ranks)[rank])]
+def train_step(
+    engine: Engine, hand: Hand, config: FinetuneConfig, memory: GraphMemory, *, layout: Layout = "packed"
+) -> StepFacts:
+    """Forward and backward of one global batch; see train/gradcache.py. The caller applies `engine.step()`."""
+    from train.gradcache import contrastive_step
+
+    objective = objective_of(config, hand.relations.to(engine.device), share=world())
+    facts = contrastive_step(engine, hand, objective, memory, budget_tokens=config.micro_batch_tokens, layout=layout)
+    if config.activation_checkpointing:  # every backward pass computes its layers once more
+        facts = replace(facts, work=facts.work + Work.of([], again=[len(ids) for ids in hand.ids]))
+    return facts
+
+
+def shared_facts(facts: StepFacts, device: Any) -> tuple[float, Work, float]:
+    """(loss, work, tokens of the busiest rank over the mean - 1) of all ranks. A collective."""
+    import torch
+    import torch.distributed as dist
+
+    rank, ranks = world()
+    mine = [facts.share, *facts.work.values()]
+    table = torch.zeros(ranks, len(mine), dtype=torch.float64, device=device)
+    table[rank] = torch.tensor(mine, dtype=torch.float64)
+    if ranks > 1:
+        dist.all_reduce(table)
+    loss, *total = table.sum(0).tolist()
+    work = Work(*(int(v) for v in total))
+    return loss, work, float(table[:, 1].max()) * ranks / max(1, work.tokens) - 1
 
 
 def finetune(
@@ -138,61 +162,91 @@ def finetune(
         model: a model folder with tokenizer; an output head in it is left behind.
     """
     import torch
-    import torch.distributed as dist
     from transformers import AutoTokenizer
 
-    from train.checkpoint import save_model
+    from train.attention_layout import attention_layout
+    from train.checkpoint import save_encoder
     from train.engine import Engine
+    from train.graph_memory import GraphMemory
+    from train.objectives.matryoshka import check_dims
 
     started = time.perf_counter()
     rank, ranks = world()
-    check_divides(config.batch_pairs, ranks, name="finetune.batch_pairs")
+    check_fills(config.batch_pairs, ranks, name="finetune.batch_pairs")
     torch.manual_seed(seed)
     telemetry = Telemetry(out, active=rank == 0)
     telemetry.status("starting")
-    shards, blend, fingerprint = load_sources(config, sources)
-    order = GlobalOrder(blend, fingerprint=fingerprint, seed=seed)
-    if order.epoch_rows < ranks:
+    shards, blend = load_sources(config.blend, sources)
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    stream = PairStream(
+        shards,
+        blend,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        seed=seed,
+        batch=config.batch_pairs,
+        positives=config.positives,
+        hard_negatives=config.hard_negatives,
+        homogeneous=config.homogeneous,
+        avoid_duplicates=config.avoid_duplicates,
+        rank=rank,
+        ranks=ranks,
+    )
+    if stream.order.epoch_rows < ranks:
         raise UserError(
-            f"{order.epoch_rows} pairs",
+            f"{stream.order.epoch_rows} pairs",
             f"must be at least one for each of the {ranks} processes",
             "add pairs or lower --nproc",
         )
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     backbone = load_backbone(model, bidirectional=encoder.bidirectional, precision="fp32")
+    check_dims(config.matryoshka, encoder.projection or backbone.config.hidden_size)
+    layout = attention_layout(backbone, config.layout)
     if config.activation_checkpointing:
         backbone.gradient_checkpointing_enable()
     counts = parameter_counts(backbone)
-    steps = total_steps(config, samples=order.epoch_rows, batch=config.batch_pairs)
-    engine = Engine(make_encoder(backbone, encoder), config, steps=steps)
-    meter = Meter(telemetry, startup_s=time.perf_counter() - started)
+    flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
+    steps = total_steps(config, samples=stream.order.epoch_rows, batch=config.batch_pairs)
+    module = make_encoder(backbone, encoder, layout=layout)
+    engine = Engine(module, config, steps=steps)
+    memory = GraphMemory(config.kept_chunks, device=engine.device)
+    meter = Meter(
+        telemetry,
+        startup_s=time.perf_counter() - started,
+        flops=flops,
+        device=engine.device,
+        ranks=ranks,
+        precision=config.precision,
+    )
     telemetry.status("training", total=steps)
-    for step in range(steps):
-        meter.begin_step()
-        first = step * config.batch_pairs
-        rows = [
-            choose(shards[source].take([row])[0], position=first + j, hard_negatives=config.hard_negatives)
-            for j, (source, row) in enumerate(order.batch(step, config.batch_pairs))
-        ]
-        rate = engine.rate
-        mine = rows_of_rank(rows, rank, ranks)
-        loss, tokens, texts = local_loss(engine, tokenizer, mine, config, encoder)
-        engine.backward(loss, last=True)
-        norm = engine.step()
-        shared = torch.tensor([float(loss.detach()) / ranks, tokens, texts], dtype=torch.float64, device=engine.device)
-        if ranks > 1:
-            dist.all_reduce(shared)
-        meter.end_step(
-            loss=float(shared[0]),
-            rate=rate,
-            norm=norm,
-            tokens=int(shared[1]),
-            sequences=int(shared[2]),
-            pairs=config.batch_pairs,
-        )
+    truncated = 0
+    with Prefetch(stream, range(steps)) as hands:
+        for _ in range(steps):
+            meter.begin_step()
+            with meter.waiting():
+                hand = next(hands)
+            rate = engine.rate
+            facts = train_step(engine, hand, config, memory, layout=layout)
+            meter.add("gather", facts.gather_s)
+            norm = engine.step()
+            loss, work, uneven = shared_facts(facts, engine.device)
+            truncated += hand.truncated
+            meter.end_step(
+                loss=loss,
+                rate=rate,
+                norm=norm,
+                work=work,
+                truncated=hand.truncated,
+                rank_imbalance=uneven,
+                chunks=facts.chunks,
+                kept_chunks=facts.kept,
+                duplicates_in_batch=hand.duplicates,
+                source="+".join(hand.sources),
+            )
     train_s = meter.elapsed_s
+    if truncated:
+        _log.warning("%d sequences were cut to encoder.max_tokens = %d tokens", truncated, encoder.max_tokens)
     telemetry.status("saving")
-    save_model(engine, backbone, out / "model")
+    save_encoder(engine, module, out / "model")
     if rank == 0:
         copy_tokenizer(model, out / "model")
         save_encoder_config(encoder, out / "model")
@@ -205,5 +259,7 @@ def finetune(
             sizes=counts,
             train_s=train_s,
             save_s=meter.elapsed_s - train_s,
+            layout=layout,
+            truncated=truncated,
         )
     )

@@ -28,6 +28,7 @@ from train.packing import pack, token_chunks
 if TYPE_CHECKING:
     import torch
 
+    from train.attention_layout import Layout
     from train.engine import Engine
     from train.pair_stream import Hand
 
@@ -53,12 +54,19 @@ class StepFacts:
 
 
 def contrastive_step(
-    engine: Engine, hand: Hand, objective: ShareOfLoss, memory: GraphMemory, *, budget_tokens: int
+    engine: Engine,
+    hand: Hand,
+    objective: ShareOfLoss,
+    memory: GraphMemory,
+    *,
+    budget_tokens: int,
+    layout: Layout = "packed",
 ) -> StepFacts:
     """Forward and backward of one global batch; the caller then applies `engine.step()`. A collective.
 
     Args:
         hand: this rank's sequences. budget_tokens: tokens of one forward pass; a longer sequence has one of its own.
+        layout: of the engine's module, to count the padding.
 
     Raises:
         UserError: embeddings that are not finite, on all ranks alike.
@@ -124,7 +132,13 @@ def contrastive_step(
                 vectors = encode(chunk)
             engine.backward((vectors * gradients[chunk]).sum(), last=number == len(again) - 1)
     memory.settle()
-    work = Work.of(lengths, pairs=hand.queries if rank == 0 else 0, again=[lengths[i] for c in again for i in c])
+    computed = {i: max(lengths[j] for j in c) if layout == "padded" else lengths[i] for c in chunks for i in c}
+    work = Work.of(
+        lengths,
+        pairs=hand.queries if rank == 0 else 0,
+        computed=computed.values(),
+        again=[computed[i] for c in again for i in c],
+    )
     return StepFacts(float(share.detach()), work, len(chunks), kept, gather_s)
 
 

