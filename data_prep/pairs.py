@@ -6,6 +6,7 @@ imported pair has a query and a positive that differ, and no text of it is a tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ class PairsConfig(Section):
 
     files: list[str] = Field(min_length=1)
     """Files, folders or globs of .jsonl or .jsonl.gz with `query`, `positive` (or a list `positives`/`pos`) and
-    maybe `negatives`/`neg`, `source`, `language`."""
+    maybe `negatives`/`neg`, `source`, `language`, and a `score` of its one positive (any scale) for the loss `cosent`."""
     max_pairs_per_file: Annotated[int, Field(ge=1)] | None = None
     """Keep at most this many pairs of each file (the first ones), so that one source does not drown the rest."""
     max_negatives: Annotated[int, Field(ge=0)] = 15
@@ -117,7 +118,8 @@ def import_pairs(
                     query, positives, raw_negatives = pair
                     negatives = _usable_negatives(pair, forbidden)[: config.max_negatives]
                     source, language = _label(row, path)
-                    writer.append(pair_row(query, positives, negatives, source, language))
+                    score = _score(row, positives, where=f"{path}, line {number}")
+                    writer.append(pair_row(query, positives, negatives, source, language, score))
                     counts["kept"] += 1
                     counts["positives"] += len(positives)
                     counts["negatives"] += len(negatives)
@@ -187,6 +189,20 @@ def _usable_negatives(pair: Pair, forbidden: set[str]) -> list[str]:
             taken.add(key)
             usable.append(text)
     return usable
+
+
+def _score(row: dict[str, Any], positives: list[str], *, where: str) -> list[float] | None:
+    """The score that a line gives its one positive, None where it gives none."""
+    value = row.get("score")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(where, f"'score' is {value!r}, must be a finite number", "give a number or leave it out")
+    if len(positives) != 1:
+        raise UserError(
+            where, f"gives one score to {len(positives)} positives", "write a line for each scored pair of texts"
+        )
+    return [float(value)]
 
 
 def _label(row: dict[str, Any], path: Path) -> tuple[str, str]:

@@ -112,3 +112,15 @@ def test_pair_row_keeps_the_documents_that_texts_come_from() -> None:
     assert (row["query_document"], row["positive_documents"], row["negative_documents"]) == ("d0", ["d1"], None)
     with pytest.raises(ValueError, match="1 texts with 2 scores or documents"):
         pair_row("q", ["p"], [], "s", "ms", positive_documents=["a", "b"])
+
+
+def test_scored_pairs_keep_their_score(tmp_path: Path, write_jsonl: Any) -> None:
+    rows = [{"query": "satu", "positive": "dua", "score": 3.5}, {"query": "tiga", "positive": "empat"}]
+    _import(tmp_path / "o", write_jsonl(tmp_path / "p.jsonl", rows))
+    assert [r["positive_scores"] for r in Shards(tmp_path / "o", "pairs")] == [[3.5], None]
+    for row, says in (
+        ({"query": "a", "positive": "b", "score": "high"}, "'score' is 'high', must be a finite number"),
+        ({"query": "a", "positives": ["b", "c"], "score": 1}, "gives one score to 2 positives"),
+    ):
+        with pytest.raises(UserError, match=says):
+            _import(tmp_path / "x", write_jsonl(tmp_path / "q.jsonl", [row]))
