@@ -30,7 +30,7 @@ class PairsConfig(Section):
 
     files: list[str] = Field(min_length=1)
     """Files, folders or globs of .jsonl or .jsonl.gz with `query`, `positive` (or a list `positives`/`pos`) and
-    maybe `negatives`/`neg`, `source`, `language`, and a `score` of its one positive (any scale) for the loss `cosent`."""
+    maybe `negatives`/`neg`, `source`, `language`, and a `score` of its one positive for the loss `cosent`."""
     max_pairs_per_file: Annotated[int, Field(ge=1)] | None = None
     """Keep at most this many pairs of each file (the first ones), so that one source does not drown the rest."""
     max_negatives: Annotated[int, Field(ge=0)] = 15
