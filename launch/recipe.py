@@ -96,11 +96,10 @@ class Recipe(Section):
             )
         for phase, field in (("pretrain", "batch_rows"), ("finetune", "batch_pairs")):
             batch, nproc = getattr(getattr(self, phase), field), self.launch.nproc
-            if batch % nproc:
-                down = max(nproc, batch // nproc * nproc)
+            if batch < nproc:
                 raise ValueError(
-                    f"{phase}.{field} = {batch}: must be a multiple of launch.nproc = {nproc}. "
-                    f"Fix: use {down} or {down + nproc}"
+                    f"{phase}.{field} = {batch}: must be at least 1 for each of the {nproc} processes. "
+                    f"Fix: use {nproc} or more, or --nproc {batch}"
                 )
         return self
 
@@ -165,13 +164,8 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 def _complaint(where: str, error: ValidationError) -> UserError:
     """The first mistake that pydantic found, as value, rule and fix."""
-    first = error.errors(include_url=False)[0]
-    # Literal dict keys and union members leave markers in the path that no user typed
-    path = [
-        str(part)
-        for part in first["loc"]
-        if part != "[key]" and not str(part).startswith(("function-", "constrained-"))
-    ]
+    found = error.errors(include_url=False)
+    first, path = found[0], _typed_path(found[0]["loc"])
     dotted = ".".join(path)
     kind, given = first["type"], first.get("input")
     if kind == "extra_forbidden":
@@ -192,8 +186,16 @@ def _complaint(where: str, error: ValidationError) -> UserError:
             f"{where}: {value if rule else dotted}", rule or head, fix or "change it in the recipe or with --set"
         )
     shown = json.dumps(given, default=str) if not isinstance(given, dict) else "a table"
-    rule = message[0].lower() + message[1:]
+    # a value that may be one of several types fails once for each
+    messages = [str(e["msg"]) for e in found if _typed_path(e["loc"]) == path]
+    rule = " or ".join(m[0].lower() + m[1:] for m in dict.fromkeys(messages))
     return UserError(f"{where}: {dotted} = {shown}", rule, f"change it in the recipe, or: --set {dotted}=…")
+
+
+def _typed_path(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that a user typed: dict keys and union members leave markers of pydantic in the path."""
+    markers = ("function-", "constrained-", "literal[")
+    return [str(part) for part in loc if part != "[key]" and not str(part).startswith(markers)]
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
