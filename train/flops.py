@@ -113,16 +113,16 @@ class Flops:
             return None
         with torch.device("meta"):
             model = AutoModel.from_config(config)
-        linear = {
-            name: m.weight.numel()
+        linear = sum(
+            m.weight.numel()
             for name, m in model.named_modules()
             if isinstance(m, (torch.nn.Linear, Conv1D)) and not name.startswith("pooler")
-        }
+        )
         width = config.hidden_size
         heads = config.num_attention_heads
         attention = 4 * config.num_hidden_layers * heads * (getattr(config, "head_dim", None) or width // heads)
         return cls(
-            per_token=2.0 * sum(linear.values()),
+            per_token=2.0 * linear,
             per_squared_token=attention * (1.0 if bidirectional else 0.5),
             head_per_token=2.0 * width * config.vocab_size,
         )
@@ -141,41 +141,52 @@ class Flops:
         return once * (3 if training else 1) + self.forward(work.again_tokens, work.again_squared)
 
 
-# dense TFLOP/s without sparsity, as (bf16, tf32, fp32 without tensor cores); the first pattern that matches counts
-PEAK_FLOPS: tuple[tuple[str, tuple[float, float, float]], ...] = (
-    # NVIDIA HGX B200 and GB200 data sheets (a GPU's share)
+# Dense TFLOP/s (half of the data sheets' figures "with sparsity") as (bf16 with fp32 accumulation, tf32, fp32 without
+# tensor cores), by the whole name that the driver gives. A name with more in it (a MIG slice, a laptop, a custom board)
+# is another device: it is left out rather than guessed.
+PEAK_FLOPS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
+    # NVIDIA HGX B200 and GB200 NVL72 data sheets
     (r"GB200", (2500.0, 1250.0, 80.0)),
-    (r"B200", (2250.0, 1125.0, 75.0)),
-    # NVIDIA H200, GH200 and H100 data sheets; the PCIe and NVL boards run at lower clocks
-    (r"H200 NVL", (835.5, 417.5, 60.0)),
-    (r"H200|GH200|H100 80GB HBM3|H100 SXM|H800(?!.*PCIe)", (989.4, 494.7, 66.9)),
-    (r"H100 NVL", (835.5, 417.5, 60.0)),
-    (r"H100 PCIe|H800 PCIe", (756.0, 378.0, 51.2)),
-    (r"H20\b", (148.0, 74.0, 44.0)),
-    # NVIDIA A100, A800, A40, A30, A10 data sheets
-    (r"A100|A800", (312.0, 156.0, 19.5)),
-    (r"A40\b", (149.7, 74.8, 37.4)),
-    (r"A30\b", (165.0, 82.0, 10.3)),
-    (r"A10G", (70.0, 35.0, 31.5)),
-    (r"A10\b", (125.0, 62.5, 31.2)),
-    # NVIDIA L40S, L40, L4 data sheets
-    (r"L40S", (362.0, 183.0, 91.6)),
-    (r"L40\b", (181.0, 90.5, 90.5)),
-    (r"L4\b", (121.0, 60.0, 30.3)),
+    (r"B200", (2250.0, 1100.0, 75.0)),
+    # NVIDIA H100, H200, GH200 data sheets
+    (r"H200|H100 80GB HBM3|H800|GH200 (120|144G|480)(GB)?( HBM3e?)?", (989.4, 494.7, 66.9)),
+    (r"(H100|H200) NVL", (835.5, 417.5, 60.0)),
+    (r"(H100|H800) PCIe", (756.0, 378.0, 51.2)),
+    (r"H20", (148.0, 74.0, 44.0)),
+    # NVIDIA A100, A40, A30, A10, A10G, RTX A6000 data sheets
+    (r"A[18]00-(SXM4|PCIE)-[48]0GB|A[18]00 80GB PCIe", (312.0, 156.0, 19.5)),
+    (r"A40", (149.7, 74.8, 37.4)),
+    (r"A30", (165.0, 82.0, 10.3)),
+    (r"A10", (125.0, 62.5, 31.2)),
+    (r"A10G", (70.0, 35.0, 35.0)),
+    (r"RTX A6000", (154.8, 77.4, 38.7)),
+    # NVIDIA L40S, L40, L4, RTX 6000 Ada data sheets
+    (r"L40S", (362.05, 183.0, 91.6)),
+    (r"L40", (181.05, 90.5, 90.5)),
+    (r"L4", (121.0, 60.0, 30.3)),
+    (r"RTX 6000 Ada Generation", (364.2, 182.1, 91.1)),
+    # NVIDIA GA102, Ada and Blackwell white papers: GeForce accumulates in fp32 at half rate
+    (r"GeForce RTX 3090", (71.0, 35.6, 35.6)),
+    (r"GeForce RTX 4090", (165.2, 82.6, 82.6)),
+    (r"GeForce RTX 5090", (209.5, 104.8, 104.8)),
+    # NVIDIA V100 and T4 data sheets: no bf16 and no tf32 units
+    (r"(Tesla )?V100-SXM2-(16|32)GB", (None, None, 15.7)),
+    (r"(Tesla )?V100-PCIE-(16|32)GB", (None, None, 14.0)),
+    (r"(Tesla )?T4", (None, None, 8.1)),
 )
 
 
 def peak_flops(device_name: str, precision: str, *, tf32: bool = False) -> float | None:
-    """Dense peak of a device in operations per second; None for a device that is not in the table.
+    """Dense peak of a device in operations per second; None where the table does not know it.
 
     Args:
         device_name: as `torch.cuda.get_device_name` gives it. precision: `bf16` or `fp32`.
         tf32: whether fp32 products may use TF32 tensor cores.
     """
     column = {"bf16": 0, "fp32": 1 if tf32 else 2}.get(precision)
-    if column is None:
-        return None
+    name = device_name.removeprefix("NVIDIA ")
     for pattern, peaks in PEAK_FLOPS:
-        if re.search(pattern, device_name):
-            return peaks[column] * 1e12
+        if column is not None and re.fullmatch(pattern, name):
+            peak = peaks[column]
+            return None if peak is None else peak * 1e12
     return None

@@ -22,8 +22,15 @@ class PhaseConfig(Section):
     """Peak rate of AdamW; 2e-5 is the paper's for its 600M-2B models."""
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Steps of linear warm-up from 0; a few avoid Adam's noisy first updates. The paper used none."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay after warm-up, to a tenth of the peak. The paper's rate was in effect constant, which wastes the end."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Rate after warm-up. `wsd` (warm-up, stable, decay) holds the peak and falls only at the end, so that a longer run
+    can go on from the stable part. The paper's rate was in effect constant, which wastes the end."""
+    min_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The share of the peak that cosine, linear and wsd fall to."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The last part of all steps in which `wsd` decays; a fifth matched a full cosine (Hägele et al., 2024)."""
+    decay_shape: Literal["sqrt", "linear"] = "sqrt"
+    """How `wsd` falls: `sqrt` is 1 - √(part done), which came out ahead of linear in the same paper."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW decay on matrices only; norms, biases and embeddings are left out."""
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
@@ -38,6 +45,12 @@ class PhaseConfig(Section):
     """Tokens in one forward pass of a rank: more is faster until memory ends. It never changes the result."""
     activation_checkpointing: bool = False
     """Recompute layer activations in the backward pass: less memory, about a third more time."""
+    reduce_once: bool = False
+    """Under ZeRO 2 and 3, reduce gradients once a step instead of in every pass: fewer collectives, but whole gradients
+    are held until then. ZeRO 0 and 1 always do so."""
+    compile: bool = False
+    """Fuse the layers' token-wise parts with torch.compile, up to a minute at the start. On CPUs that saves 1-4 % of a
+    step and seldom pays."""
 
     @model_validator(mode="after")
     def _bf16_is_sharded(self) -> PhaseConfig:
@@ -48,6 +61,13 @@ class PhaseConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _compiled_weights_are_whole(self) -> PhaseConfig:
+        # stage 3 gathers weights in hooks of the very modules that would be compiled
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile = true: does not work with zero_stage = 3. Fix: set compile to false")
+        return self
+
 
 def total_steps(config: PhaseConfig, *, samples: int, batch: int) -> int:
     """Optimiser steps of a phase over `samples` samples in global batches of `batch`, at least 1."""
@@ -56,14 +76,36 @@ def total_steps(config: PhaseConfig, *, samples: int, batch: int) -> int:
 
 
 def rate_factor(config: PhaseConfig, *, step: int, steps: int) -> float:
-    """The learning rate of step number `step` (from 0) as a share of the peak."""
+    """The learning rate of step number `step` (from 0) of `steps`, as a share of the peak.
+
+    Warm-up is linear. `wsd` decays over the last `decay_share` of all steps, never before warm-up ends: Hu et al.,
+    "MiniCPM" (arXiv 2404.06395); the 1 - sqrt shape from Hägele et al. (arXiv 2405.18392).
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
-    done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
-    shape = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
-    return 0.1 + 0.9 * shape
+    first = config.warmup_steps
+    if config.schedule == "wsd":
+        first = max(first, steps - max(1, round(config.decay_share * steps)))
+    done = min(1.0, max(0.0, (step - first) / max(1, steps - first)))
+    if config.schedule == "cosine":
+        shape = 0.5 * (1 + math.cos(math.pi * done))
+    elif config.schedule == "wsd" and config.decay_shape == "sqrt":
+        shape = 1 - math.sqrt(done)
+    else:
+        shape = 1 - done
+    return config.min_rate + (1 - config.min_rate) * shape
+
+
+def check_fills(batch: int, ranks: int, *, name: str) -> None:
+    """Raise `UserError` where a global batch is too small to give every rank a sample."""
+    if batch < ranks:
+        raise UserError(
+            f"{name} = {batch}",
+            f"must be at least 1 for each of the {ranks} processes",
+            f"use {ranks} or more, or --nproc {batch}",
+        )
 
 
 def check_divides(batch: int, ranks: int, *, name: str) -> int:
