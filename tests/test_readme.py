@@ -62,7 +62,7 @@ def test_every_rumpun_command_of_the_readme_runs(tmp_path: Path) -> None:
             continue
         out = run(words, tmp_path)
         assert out.strip(), line
-    for stage in ("prep", "mine", "synth", "truncate", "pretrain", "finetune", "eval", "export", "report"):
+    for stage in ("prep", "mine", "synth", "truncate", "probe", "pretrain", "finetune", "eval", "export", "report"):
         assert f"`{stage}`" in README or f"rumpun {stage}" in README
         assert "nothing to do" in run([stage, str(TINY)], tmp_path)
 

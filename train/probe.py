@@ -288,11 +288,16 @@ def probe_lines(record: Mapping[str, Any], *, kept: int | Sequence[int]) -> list
         lines.append(_line(str(row["layers"]), row) + mark)
     if cut := record.get("cut"):
         lines.append(_line(",".join(map(str, cut["layers"])), cut) + "  <- truncate.layers")
+    return [*lines, verdict(record), f"({record['convention']})"]
+
+
+def verdict(record: Mapping[str, Any]) -> str:
+    """One sentence: which depth is best, and which is the first that is not clearly worse."""
     best, enough = record["best_layers"], record["enough_layers"]
-    lines.append(
-        f"Best with {best} layers; with {enough} the loss to that is within the {record['level']:.0%} interval."
-    )
-    return [*lines, f"({record['convention']})"]
+    text = f"Best with {best} layer{'s' if best != 1 else ''}"
+    if enough < best:
+        text += f"; from {enough} on, the loss to that is within the {100 * record['level']:.0f} % interval"
+    return text + "."
 
 
 def _line(label: str, row: Mapping[str, Any]) -> str:
