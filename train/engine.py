@@ -133,6 +133,8 @@ class Engine:
         import deepspeed
         import torch
 
+        # what transformers loads is in evaluation mode, in which it would ignore activation checkpointing and dropout
+        module.train()
         optimizer = torch.optim.AdamW(
             parameter_groups(module, config.weight_decay),
             lr=config.learning_rate,
