@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from data_prep.errors import UserError
+from train.objectives.pair_cosine import pair_cosine
 from train.objectives.share import Share, at_least_fp32, check_positive
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def cosent(
         )
     score, order = relations.scores[scored].sort()
     scored = scored[order]
-    cosine = (queries[relations.passage_query[scored]] * passages[scored]).sum(dim=1).double() / temperature
+    cosine = pair_cosine(queries, passages, relations.passage_query[scored], scored).double() / temperature
     lower = torch.searchsorted(score, score)  # how many scores are below this one: equal ones make no couple
     high = (lower > 0).nonzero()[:, 0]
     prefix = cosine.logcumsumexp(dim=0)

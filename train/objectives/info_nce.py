@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from train.objectives.log_sum_exp import log_sum_exp
 from train.objectives.masks import Hidden
+from train.objectives.pair_cosine import pair_cosine
 from train.objectives.share import Share, at_least_fp32, check_anchors, check_positive, share_of
 
 if TYPE_CHECKING:
@@ -63,32 +64,36 @@ def info_nce(
     queries, passages = at_least_fp32(queries), at_least_fp32(passages)
     part = share_of(len(relations.anchor_query), share)
     query, positive = relations.anchor_query[part], relations.anchor_passage[part]
-    own, found = queries[query], passages[positive]
-    cosine = (own * found).sum(dim=1)
+    cosine = pair_cosine(queries, passages, query, positive)
     ceiling = None if false_negative_margin is None else cosine.detach() + false_negative_margin
     target = cosine.double() / temperature
 
     def negatives(
-        rows: torch.Tensor, columns: torch.Tensor, itself: torch.Tensor, *tables: tuple[torch.Tensor, torch.Tensor]
+        vectors: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        own: torch.Tensor,
+        *tables: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        hidden = Hidden(itself, tables)
-        return log_sum_exp(rows, columns, scale=1 / temperature, hidden=hidden, ceiling=ceiling, block=block)
+        hidden, scale = Hidden(own, tables), 1 / temperature
+        return log_sum_exp(vectors, columns, rows=rows, scale=scale, hidden=hidden, ceiling=ceiling, block=block)
 
     known, documents = relations.known_ids[query], relations.known_documents[query]
     passage_tables = (
         (known, relations.passage_ids[:, None]),
         (documents, relations.passage_documents[:, None]),
     )
-    terms = [target, negatives(own, passages, positive, *passage_tables)]
+    terms = [target, negatives(queries, query, passages, positive, *passage_tables)]
     if query_negatives:
         tables = ((known, relations.known_ids), (documents, relations.known_documents))
-        terms.append(negatives(own, queries, query, *tables))
+        terms.append(negatives(queries, query, queries, query, *tables))
     if passage_negatives:
-        terms.append(negatives(found, passages, positive, *passage_tables))
+        terms.append(negatives(passages, positive, passages, positive, *passage_tables))
     losses = torch.stack(terms).logsumexp(dim=0) - target
     if symmetric:
         back = negatives(
-            found,
+            passages,
+            positive,
             queries,
             query,
             (known, relations.query_ids[:, None]),

@@ -1,19 +1,19 @@
 """Log-sum-exp over the rows of a score matrix that never exists.
 
 Invariant: the value and the gradients are those of `logsumexp(scale * rows @ columns.T)` with hidden places left out,
-and the memory beside inputs and gradients is a few blocks of block x block numbers, however many rows and columns there
-are. The forward pass walks over the blocks with a running log-sum; the backward pass makes every block again, as in
-FlashAttention (Dao et al., 2022, arXiv 2205.14135) and Inf-CL (Cheng et al., 2024, arXiv 2410.17243).
+and the memory beside inputs, their gradients and a few numbers a row is a few blocks, however many rows and columns
+there are. The forward pass walks over the blocks with a running log-sum; the backward pass makes every block again, as
+in FlashAttention (Dao et al., 2022, arXiv 2205.14135) and Inf-CL (Cheng et al., 2024, arXiv 2410.17243).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from train.objectives.exact import exact_fp32
 from train.objectives.masks import Hidden
+from train.objectives.share import spans
 
 if TYPE_CHECKING:
     import torch
@@ -23,18 +23,20 @@ CPU_BLOCK, CUDA_BLOCK = 1024, 4096
 
 
 def log_sum_exp(
-    rows: torch.Tensor,
+    vectors: torch.Tensor,
     columns: torch.Tensor,
     *,
+    rows: torch.Tensor,
     scale: float,
     hidden: Hidden | None = None,
     ceiling: torch.Tensor | None = None,
     block: int | None = None,
 ) -> torch.Tensor:
-    """log Σ_c exp(scale · rows[r] · columns[c]) over the columns that are not hidden from the row.
+    """log Σ_c exp(scale · vectors[rows[r]] · columns[c]) over the columns that are not hidden from the row.
 
     Args:
-        rows: [R, D]. columns: [C, D], of the same floating type, fp32 or fp64.
+        vectors: [N, D]. columns: [C, D], of the same floating type, fp32 or fp64.
+        rows: [R] int64, the vector that each row is; one may stand in several rows.
         scale: factor on the products (1 / temperature).
         hidden: places that are left out.
         ceiling: [R] or None; a product above its row's ceiling is left out too (before `scale`; it gets no gradient).
@@ -42,20 +44,15 @@ def log_sum_exp(
 
     Returns:
         [R] fp64, because beside 1 / temperature a loss loses its last digits in fp32; -inf where a row has no columns.
-        Gradients flow to `rows` and `columns`, once (no second derivatives).
+        Gradients flow to `vectors` and `columns`, once (no second derivatives).
     """
-    block = block or (CUDA_BLOCK if rows.is_cuda else CPU_BLOCK)
-    value: torch.Tensor = _function().apply(rows, columns, scale, hidden, ceiling, block)
+    block = block or (CUDA_BLOCK if vectors.is_cuda else CPU_BLOCK)
+    value: torch.Tensor = _function().apply(vectors, columns, rows, scale, hidden, ceiling, block)
     return value
 
 
-def _spans(count: int, block: int) -> Iterator[slice]:
-    """range(count) in slices of at most `block`."""
-    return (slice(start, min(start + block, count)) for start in range(0, count, block))
-
-
 def _scores(
-    rows: torch.Tensor,
+    part: torch.Tensor,
     columns: torch.Tensor,
     r: slice,
     c: slice,
@@ -64,7 +61,7 @@ def _scores(
     ceiling: torch.Tensor | None,
 ) -> torch.Tensor:
     """One block. Both passes make it by the same operations, so a product at the ceiling falls on the same side."""
-    made = rows[r] @ columns[c].T
+    made = part @ columns[c].T
     if ceiling is not None:
         made.masked_fill_(made > ceiling[r, None], float("-inf"))
     if hidden is not None:
@@ -82,46 +79,49 @@ def _function() -> Any:
         @staticmethod
         def forward(
             ctx: Any,
-            rows: torch.Tensor,
+            vectors: torch.Tensor,
             columns: torch.Tensor,
+            rows: torch.Tensor,
             scale: float,
             hidden: Hidden | None,
             ceiling: torch.Tensor | None,
             block: int,
         ) -> torch.Tensor:
-            result = rows.new_full((len(rows),), float("-inf"), dtype=torch.float64)
-            lowest = torch.finfo(rows.dtype).min
-            with exact_fp32(rows):
-                for r in _spans(len(rows), block):
-                    for c in _spans(len(columns), block):
-                        made = _scores(rows, columns, r, c, scale, hidden, ceiling)
+            result = vectors.new_full((len(rows),), float("-inf"), dtype=torch.float64)
+            lowest = torch.finfo(vectors.dtype).min
+            with exact_fp32(vectors):
+                for r in spans(len(rows), block):
+                    part = vectors[rows[r]]
+                    for c in spans(len(columns), block):
+                        made = _scores(part, columns, r, c, scale, hidden, ceiling)
                         top = made.amax(dim=1).clamp_(min=lowest)  # where all is hidden: -inf - -inf has no value
                         total = made.sub_(top[:, None]).exp_().sum(dim=1).double().log_().add_(top)
                         result[r] = torch.logaddexp(result[r], total)
-            ctx.save_for_backward(rows, columns, result)
+            ctx.save_for_backward(vectors, columns, rows, result)
             ctx.scale, ctx.hidden, ctx.ceiling, ctx.block = scale, hidden, ceiling, block
             return result
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            rows, columns, result = ctx.saved_tensors
-            for_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
+            vectors, columns, rows, result = ctx.saved_tensors
+            for_vectors = torch.zeros_like(vectors) if ctx.needs_input_grad[0] else None
             for_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
-            level = result.masked_fill(result == float("-inf"), float("inf")).to(rows.dtype)  # no columns: no weight
-            factor = (gradient * ctx.scale).to(rows.dtype)[:, None]
-            with exact_fp32(rows):
-                for r in _spans(len(rows), ctx.block):
-                    pushed = rows[r] * factor[r]
-                    for c in _spans(len(columns), ctx.block):
-                        made = _scores(rows, columns, r, c, ctx.scale, ctx.hidden, ctx.ceiling)
+            level = result.masked_fill(result == float("-inf"), float("inf")).to(vectors.dtype)  # no columns: no weight
+            factor = (gradient * ctx.scale).to(vectors.dtype)[:, None]
+            with exact_fp32(vectors):
+                for r in spans(len(rows), ctx.block):
+                    part = vectors[rows[r]]
+                    pushed, pulled = part * factor[r], torch.zeros_like(part)
+                    for c in spans(len(columns), ctx.block):
+                        made = _scores(part, columns, r, c, ctx.scale, ctx.hidden, ctx.ceiling)
                         weights = made.sub_(level[r, None]).exp_()
-                        if for_rows is not None:
-                            for_rows[r].addmm_(weights, columns[c])
+                        if for_vectors is not None:
+                            pulled.addmm_(weights, columns[c])
                         if for_columns is not None:
                             for_columns[c].addmm_(weights.T, pushed)
-            if for_rows is not None:
-                for_rows.mul_(factor)
-            return for_rows, for_columns, None, None, None, None
+                    if for_vectors is not None:
+                        for_vectors.index_add_(0, rows[r], pulled.mul_(factor[r]))
+            return for_vectors, for_columns, None, None, None, None, None
 
     return LogSumExp

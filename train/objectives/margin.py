@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from train.objectives.pair_cosine import pair_cosine
 from train.objectives.share import Share, at_least_fp32, check_anchors, check_positive, share_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def margin_contrastive(
     check_anchors(relations)
     queries, passages = at_least_fp32(queries), at_least_fp32(passages)
     part = share_of(len(passages), share)
-    distance = 1 - (queries[relations.passage_query[part]] * passages[part]).sum(dim=1)
+    column = torch.arange(len(passages), device=passages.device)[part]
+    distance = 1 - pair_cosine(queries, passages, relations.passage_query[part], column)
     too_close = torch.relu(margin - distance)
     losses = 0.5 * torch.where(relations.passage_positive[part], distance, too_close).square()
     return losses.sum() / len(passages)

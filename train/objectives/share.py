@@ -5,6 +5,7 @@ Invariant: the shares of 0 … parts - 1 cut a range without gap or overlap, so 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from data_prep.errors import UserError
@@ -22,6 +23,11 @@ def share_of(count: int, share: Share) -> slice:
     """The slice of range(count) that belongs to a share; empty where there are more parts than numbers."""
     part, parts = share
     return slice(count * part // parts, count * (part + 1) // parts)
+
+
+def spans(count: int, block: int) -> Iterator[slice]:
+    """range(count) in slices of at most `block`."""
+    return (slice(start, min(start + block, count)) for start in range(0, count, block))
 
 
 def at_least_fp32(vectors: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.errors import UserError
 from train.objectives.masks import shared
+from train.objectives.pair_cosine import pair_cosine
 from train.objectives.share import Share, at_least_fp32, check_anchors, check_positive, share_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def triplet(
     part = share_of(anchors, share)
     query, positive = relations.anchor_query[part], relations.anchor_passage[part]
     anchor, which = shared(query[:, None], relations.passage_query[stored][:, None])
-    near = (queries[query] * passages[positive]).sum(dim=1)
-    far = (queries[query[anchor]] * passages[stored[which]]).sum(dim=1)
+    near = pair_cosine(queries, passages, query, positive)
+    far = pair_cosine(queries, passages, query[anchor], stored[which])
     weight = (relations.anchor_weight[part] / negatives[query].clamp(min=1)).to(queries.dtype)
     return (weight[anchor] * torch.relu(far - near[anchor] + margin)).sum() / queries_counted.to(queries.dtype)

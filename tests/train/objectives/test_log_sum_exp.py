@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from definitions import batch, row
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.objectives.exact import exact_fp32
-from train.objectives.log_sum_exp import log_sum_exp
+from train.objectives.info_nce import info_nce
+from train.objectives.log_sum_exp import log_sum_exp as log_sum_exp_of
 from train.objectives.masks import Hidden, shared
 
 
@@ -21,6 +23,12 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> t
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.normalize(numbers(*shape, seed=seed), dim=1)
+
+
+def log_sum_exp(rows: torch.Tensor, columns: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Each vector is one row, but the vectors lie backwards in memory."""
+    backwards = torch.arange(len(rows)).flip(0)
+    return log_sum_exp_of(rows.flip(0), columns, rows=backwards, **options)
 
 
 def hidden_and_mask(rows: int, columns: int) -> tuple[Hidden, torch.Tensor]:
@@ -96,6 +104,24 @@ def test_only_the_wanted_gradient_is_made() -> None:
     torch.testing.assert_close((rows.grad, learned.grad), (both[0].grad, both[1].grad))
 
 
+def test_a_vector_may_stand_in_several_rows() -> None:
+    vectors, columns = unit(3, 4).requires_grad_(), unit(6, 4, seed=1).requires_grad_()
+    rows = torch.tensor([2, 0, 2, 2, 0])
+    weights = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)
+    got = (weights * log_sum_exp_of(vectors, columns, rows=rows, scale=4, block=2)).sum()
+    wanted = (weights * (4 * vectors[rows] @ columns.T).logsumexp(1)).sum()
+    mine, reference = (torch.autograd.grad(loss, (vectors, columns)) for loss in (got, wanted))
+    torch.testing.assert_close(mine, reference)
+    assert not mine[0][1].any()
+
+
+def test_queries_against_themselves_get_both_gradients() -> None:
+    vectors = unit(5, 4).requires_grad_()
+    got = log_sum_exp_of(vectors, vectors, rows=torch.arange(5), scale=4, block=2).sum()
+    wanted = (4 * vectors @ vectors.T).logsumexp(1).sum()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, vectors) for loss in (got, wanted)))
+
+
 def test_a_row_without_columns_is_minus_infinity_and_pushes_nothing() -> None:
     rows, columns = unit(3, 4).requires_grad_(), unit(5, 4, seed=1).requires_grad_()
     everything = torch.tensor([[8], [9], [8]]), torch.full((5, 1), 8)
@@ -150,6 +176,23 @@ def test_nothing_lives_on_after_the_loss() -> None:
         assert gone() is None  # a reference cycle would hold a batch's embeddings until Python looks for cycles
     finally:
         gc.enable()
+
+
+def test_the_objectives_make_no_matrix_either() -> None:
+    rows = [row(f"q{n}", [f"p{n}"], [f"n{n}"], documents={f"p{n}": f"d{n // 2}"}) for n in range(500)]
+    world = batch(rows, dimension=3)
+    with LargestTensor() as seen:
+        info_nce(
+            *world.leaves(torch.float32),
+            world.relations,
+            temperature=0.05,
+            symmetric=True,
+            query_negatives=True,
+            passage_negatives=True,
+            false_negative_margin=0.1,
+            block=60,
+        ).backward()
+    assert 60 * 60 <= seen.numbers <= max(1000 * 3, 60 * 60)
 
 
 def test_autocast_does_not_reach_the_scores() -> None:
