@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,9 +42,14 @@ class Packed:
             "cu_seq_lens_k": self.boundaries,
             "max_length_q": longest,
             "max_length_k": longest,
-            "packed_lengths": self.lengths,
+            "packed_runs": equal_runs(self.lengths),
             "use_cache": False,
         }
+
+
+def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Lengths as (length, how many of it follow each other): what attention takes in one call."""
+    return [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
 
 
 def pack(sequences: Sequence[Sequence[int]], *, skip: Sequence[int] | None = None, device: Any = "cpu") -> Packed:
@@ -57,6 +62,8 @@ def pack(sequences: Sequence[Sequence[int]], *, skip: Sequence[int] | None = Non
     import torch
 
     lengths = [len(s) for s in sequences]
+    if skip is not None and not any(skip):
+        skip = None
     total, count = sum(lengths), len(lengths)
     # ids, positions, boundaries and skips travel in one array: one copy to the device instead of four
     table = np.empty(2 * total + 2 * count + 1, dtype=np.int64)
