@@ -143,13 +143,12 @@ def make_encoder(backbone: Any, config: EncoderConfig, layout: Layout = "packed"
 def load_backbone(folder: Path, *, bidirectional: bool, precision: Literal["fp32", "bf16"]) -> Any:
     """The base model of a folder, without output head or pooler, on packed attention."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     from train.attention import use_packed_attention
 
-    shape = AutoConfig.from_pretrained(folder, local_files_only=True)
     # BERT's pooler would train nothing and cost memory; decoders do not know the argument
-    bare = {"add_pooling_layer": False} if _has_pooler(shape) else {}
+    bare = {"add_pooling_layer": False} if has_pooler(folder) else {}
     model = AutoModel.from_pretrained(
         folder,
         dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
@@ -163,15 +162,14 @@ def load_backbone(folder: Path, *, bidirectional: bool, precision: Literal["fp32
     return model
 
 
-def _has_pooler(shape: Any) -> bool:
-    """Whether the base class of this config builds a pooler unless told not to."""
+def has_pooler(folder: Path) -> bool:
+    """Whether the base class of a model folder builds a pooler unless told not to (BERT and its kin)."""
     import inspect
 
-    from transformers import MODEL_MAPPING
+    from transformers import MODEL_MAPPING, AutoConfig
 
-    kind = MODEL_MAPPING.get(type(shape), None)
-    kind = kind[0] if isinstance(kind, list | tuple) else kind
-    return kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+    kind: Any = MODEL_MAPPING.get(type(AutoConfig.from_pretrained(folder, local_files_only=True)), None)
+    return inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
 
 
 def save_encoder_config(config: EncoderConfig, folder: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
-from train.encoder import EncoderConfig, load_encoder
+from train.encoder import PROJECTION, EncoderConfig, has_pooler, load_encoder, read_projection
 
 if TYPE_CHECKING:
     from data_prep.progress import Progress
@@ -48,39 +48,36 @@ def write_folder(model: Path, out: Path) -> None:
     encoder = EncoderConfig(**read_json(model / "encoder.json"))
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(model.iterdir()):
-        if file.is_file() and file.name != "encoder.json":
+        if file.is_file() and file.name not in ("encoder.json", PROJECTION):
             shutil.copyfile(file, out / file.name)
-    width = read_json(model / "config.json")["hidden_size"]
+    shape = read_json(model / "config.json")
     if encoder.bidirectional:
-        config = read_json(out / "config.json")
-        write_json(out / "config.json", config | {"is_causal": False})
-    kinds = ("Transformer", "Pooling", "Normalize")
-    paths = ("", "1_Pooling", "2_Normalize")
+        write_json(out / "config.json", shape | {"is_causal": False})
+    _write_module(out, "1_Pooling", _pooling(shape["hidden_size"], encoder))
+    kinds = ["Transformer", "Pooling"]
+    if encoder.projection is not None:
+        state = read_projection(model, encoder)
+        _write_dense(out, state["weight"])
+        kinds.append("Dense")
+    # git and the Hub keep no empty folder, and sentence-transformers looks for this one
+    _write_module(out, f"{len(kinds)}_Normalize", {})
+    kinds.append("Normalize")
     write_json(
         out / "modules.json",
         [
-            {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"}
-            for i, (k, p) in enumerate(zip(kinds, paths, strict=True))
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{kind}" if i else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for i, kind in enumerate(kinds)
         ],
     )
-    (out / "1_Pooling").mkdir()
-    (out / "2_Normalize").mkdir()
-    # git and the Hub keep no empty folder, and sentence-transformers looks for this one
-    write_json(out / "2_Normalize" / "config.json", {})
+    bare = {"model_args": {"add_pooling_layer": False}} if has_pooler(model) else {}
     write_json(
-        out / "1_Pooling" / "config.json",
-        {
-            "word_embedding_dimension": width,
-            "pooling_mode_cls_token": False,
-            "pooling_mode_mean_tokens": encoder.pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-            "pooling_mode_weightedmean_tokens": False,
-            "pooling_mode_lasttoken": encoder.pooling == "last",
-            "include_prompt": True,
-        },
+        out / "sentence_bert_config.json", {"max_seq_length": encoder.max_tokens, "do_lower_case": False, **bare}
     )
-    write_json(out / "sentence_bert_config.json", {"max_seq_length": encoder.max_tokens, "do_lower_case": False})
     write_json(
         out / "config_sentence_transformers.json",
         {
@@ -89,6 +86,42 @@ def write_folder(model: Path, out: Path) -> None:
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def _write_module(out: Path, name: str, config: dict[str, Any]) -> None:
+    (out / name).mkdir()
+    write_json(out / name / "config.json", config)
+
+
+def _pooling(width: int, encoder: EncoderConfig) -> dict[str, Any]:
+    """The older spelling of sentence-transformers' pooling, which its releases 2 to 6 all read."""
+    return {
+        "word_embedding_dimension": width,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": encoder.pooling == "mean",
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+        "pooling_mode_weightedmean_tokens": encoder.pooling == "weighted_mean",
+        "pooling_mode_lasttoken": encoder.pooling == "last",
+        "include_prompt": not encoder.mask_prompts,
+    }
+
+
+def _write_dense(out: Path, weight: Any) -> None:
+    """The projection [D, H] as sentence-transformers' Dense module, without bias and activation."""
+    from safetensors.torch import save_file
+
+    _write_module(
+        out,
+        "2_Dense",
+        {
+            "in_features": weight.shape[1],
+            "out_features": weight.shape[0],
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    save_file({"linear.weight": weight}, out / "2_Dense" / "model.safetensors")
 
 
 def parity(model: Path, exported: Path, texts: Sequence[str]) -> dict[str, Any]:
