@@ -2,7 +2,9 @@
 
 Invariant: every row holds exactly `row_tokens` token ids, and `document_starts` cuts it wherever a document begins or
 goes on, so attention never crosses documents. A document is whole in training or whole in validation, by the hash of
-its id alone, so new documents never move old ones. The tokens that do not fill a last row are dropped, and counted.
+its id alone, so new documents never move old ones. A validation row holds documents of one source, so that its loss
+can be told apart; what is left of each source makes the last rows, which mix. The tokens that do not fill a last row
+are dropped, and counted.
 """
 
 from __future__ import annotations
@@ -41,12 +43,15 @@ class TokensConfig(Section):
 class RowPacker:
     """Lays documents end to end and cuts the line into rows.
 
+    Args:
+        source: what the rows say of their source; None where they mix.
+
     Attributes:
         rows, tokens, documents: written rows, tokens in them, documents added.
     """
 
-    def __init__(self, writer: ShardWriter, row_tokens: int) -> None:
-        self._writer, self._row_tokens = writer, row_tokens
+    def __init__(self, writer: ShardWriter, row_tokens: int, source: str | None = None) -> None:
+        self._writer, self._row_tokens, self._source = writer, row_tokens, source
         self._pieces: list[list[int]] = []
         self._held = 0
         self.rows = self.documents = 0
@@ -79,10 +84,19 @@ class RowPacker:
             if not len(inside) or inside[0] != 0:  # the row opens with the rest of a document
                 inside = np.concatenate([[0], inside])
             self._writer.append(
-                {"input_ids": stream[row * size : (row + 1) * size], "document_starts": inside.astype(np.int32)}
+                {
+                    "input_ids": stream[row * size : (row + 1) * size],
+                    "document_starts": inside.astype(np.int32),
+                    "source": self._source,
+                }
             )
         self.rows += count
         self._carry(stream, starts, count * size)
+
+    def take_rest(self) -> list[list[int]]:
+        """Hand over what waits for a full row; nothing waits afterwards."""
+        rest, self._pieces, self._held = self._pieces, [], 0
+        return rest
 
     def _carry(self, stream: NDArray[np.int32], starts: NDArray[np.int64], used: int) -> None:
         """Keep what is left after `used` tokens, as the pieces it is made of."""
@@ -90,6 +104,48 @@ class RowPacker:
         edges = [used, *later, len(stream)]
         self._pieces = [stream[a:b].tolist() for a, b in pairwise(edges) if b > a]
         self._held = len(stream) - used
+
+
+class SourcePacker:
+    """Rows of one source each, from documents of many; what fills no row of its own source is mixed at the end."""
+
+    def __init__(self, writer: ShardWriter, row_tokens: int) -> None:
+        self._writer, self._row_tokens = writer, row_tokens
+        self._packers: dict[str, RowPacker] = {}
+        self._mixed = RowPacker(writer, row_tokens)
+
+    def add(self, documents: list[list[int]], sources: list[str]) -> None:
+        """Add tokenised documents with the source of each, and write the rows that they fill."""
+        for source in sorted(set(sources)):
+            own = [d for d, s in zip(documents, sources, strict=True) if s == source]
+            if source not in self._packers:
+                self._packers[source] = RowPacker(self._writer, self._row_tokens, source)
+            self._packers[source].add(own)
+
+    def finish(self) -> None:
+        """Write the rows that the rests of the sources fill together; nothing can be added afterwards."""
+        for source in sorted(self._packers):
+            self._mixed.add(self._packers[source].take_rest())
+
+    @property
+    def rows(self) -> int:
+        """Written rows."""
+        return self._mixed.rows + sum(p.rows for p in self._packers.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the rows written so far."""
+        return self.rows * self._row_tokens
+
+    @property
+    def documents(self) -> int:
+        """Documents added."""
+        return sum(p.documents for p in self._packers.values())
+
+    @property
+    def remainder(self) -> int:
+        """Tokens that wait for a full row."""
+        return self._mixed.remainder + sum(p.remainder for p in self._packers.values())
 
 
 def in_validation(document_id: str, fraction: float) -> bool:
@@ -125,14 +181,14 @@ def build_tokens(
     encoder.encode_special_tokens = True  # a text that spells "<eos>" is text, not the end of a document
     order = np.random.default_rng(seed).permutation(len(shards))[: config.max_documents]
     held_out = np.fromiter((in_validation(i, config.validation_fraction) for i in shards.column("id")), dtype=bool)
-    texts = shards.table().column("text")
+    texts, sources = shards.table().column("text"), shards.table().column("source")
     characters = tokens = 0
     with (
         progress.work("tokenise"),
         ShardWriter(out / "train", "tokens", rows_per_file=_rows_per_file(config.row_tokens)) as train_writer,
         ShardWriter(out / "validation", "tokens", rows_per_file=_rows_per_file(config.row_tokens)) as other_writer,
     ):
-        train, validation = (RowPacker(w, config.row_tokens) for w in (train_writer, other_writer))
+        train, validation = RowPacker(train_writer, config.row_tokens), SourcePacker(other_writer, config.row_tokens)
         progress.begin("tokenise", len(order), "documents")
         for start in range(0, len(order), config.batch_documents):
             rows = order[start : start + config.batch_documents]
@@ -141,8 +197,10 @@ def build_tokens(
             characters += sum(map(len, batch))
             tokens += sum(map(len, encoded))
             train.add([ids for ids, row in zip(encoded, rows, strict=True) if not held_out[row]])
-            validation.add([ids for ids, row in zip(encoded, rows, strict=True) if held_out[row]])
+            apart = [n for n, row in enumerate(rows) if held_out[row]]
+            validation.add([encoded[n] for n in apart], sources.take(pa.array(rows[apart])).to_pylist())
             progress.advance(len(rows))
+        validation.finish()
         _require_rows(config, train, validation)
     return {
         "documents": len(order),
@@ -164,7 +222,7 @@ def _rows_per_file(row_tokens: int) -> int:
     return max(1, 16_000_000 // row_tokens)
 
 
-def _require_rows(config: TokensConfig, train: RowPacker, validation: RowPacker) -> None:
+def _require_rows(config: TokensConfig, train: RowPacker, validation: SourcePacker) -> None:
     if not train.rows:
         raise UserError(
             f"tokens.row_tokens = {config.row_tokens}",

@@ -106,16 +106,3 @@ def check_fills(batch: int, ranks: int, *, name: str) -> None:
             f"must be at least 1 for each of the {ranks} processes",
             f"use {ranks} or more, or --nproc {batch}",
         )
-
-
-def check_divides(batch: int, ranks: int, *, name: str) -> int:
-    """Samples per rank of a global batch. Raises `UserError` where the ranks do not divide it."""
-    if batch % ranks:
-        down = batch // ranks * ranks
-        near = [str(n) for n in (down, down + ranks) if n > 0]
-        raise UserError(
-            f"{name} = {batch}",
-            f"must be a multiple of the {ranks} processes",
-            f"use {' or '.join(near)}, or another --nproc",
-        )
-    return batch // ranks

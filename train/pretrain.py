@@ -1,7 +1,7 @@
 """Continued pretraining: next-token prediction that never crosses a document, under DeepSpeed.
 
 Invariant: the loss is the mean over all predicted tokens of the global batch, whatever the ranks, the micro-batch and
-the packing; the samples of step s are a pure function of the data, the seed and s.
+the layout; the samples of step s are a pure function of the data, the seed and s.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from data_prep.errors import UserError
-from data_prep.shards import Shards
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
-from train.flops import Work
+from train.flops import Flops
+from train.gather import world
+from train.loader import Prefetch
 from train.meter import Meter
-from train.negatives import world
-from train.packing import Packed
-from train.phase import PhaseConfig, check_divides, total_steps
+from train.phase import PhaseConfig, check_fills, total_steps
 from train.telemetry import Telemetry
+from train.token_rows import Passes, TokenBatches, TokenRows
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
+    from train.attention_layout import Layout
     from train.engine import Engine
+    from train.packing import Packed
 
 
 class PretrainConfig(PhaseConfig):
@@ -36,57 +36,22 @@ class PretrainConfig(PhaseConfig):
 
     batch_rows: Annotated[int, Field(gt=0)] = 16
     """Rows of tokens in one optimiser step, over all ranks. The paper's step was 16 rows of 32,768 tokens."""
-    micro_batch_rows: Annotated[int, Field(gt=0)] = 4
-    """Rows in one forward pass of a rank; more is faster until memory ends. Never changes the result."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared log of the softmax's normaliser, which keeps logits small in long bf16 runs; PaLM took
+    1e-4. Part of the training loss, not of the validation loss."""
     validation_rows: Annotated[int, Field(ge=0)] = 64
-    """Held-out rows for the validation loss before and after training; 0 leaves it out. The paper had none."""
+    """Held-out rows for the validation loss, of all and of each source, before and after training; 0 leaves it out."""
 
 
-class TokenRows:
-    """Token shards in memory: `ids` [n, L] int32 and where documents start in each row."""
+def make_language_model(model: Any, *, layout: Layout = "packed", z_loss: float = 0.0) -> torch.nn.Module:
+    """A module that maps (Packed, targets [T]) to the summed loss of a causal LM, with the z-loss in training mode.
 
-    def __init__(self, folder: Path) -> None:
-        import numpy as np
-
-        shards = Shards(folder, "tokens")
-        self.fingerprint = shards.fingerprint
-        self.ids: NDArray[np.int32] = np.array(shards.column("input_ids"), dtype=np.int32)
-        self.starts: list[list[int]] = shards.column("document_starts")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def predicted(self, rows: list[int]) -> int:
-        """Tokens of these rows that have a predecessor in their own document."""
-        return sum(self.ids.shape[1] - len(self.starts[r]) for r in rows)
-
-    def work(self, rows: list[int]) -> Work:
-        """What one training pass over these rows computes."""
-        ends = [(*self.starts[r][1:], self.ids.shape[1]) for r in rows]
-        lengths = [b - a for r, row in zip(rows, ends, strict=True) for a, b in zip(self.starts[r], row, strict=True)]
-        return Work.of(lengths, head_tokens=sum(lengths))
-
-    def packed(self, rows: list[int], device: Any) -> tuple[Packed, torch.Tensor]:
-        """The rows as one stream of documents, and the [T] targets (-100 at each document's last token)."""
-        import torch
-
-        from train.packing import pack
-
-        pieces: list[NDArray[np.int32]] = []
-        for r in rows:
-            ends = [*self.starts[r][1:], self.ids.shape[1]]
-            pieces += [self.ids[r, a:b] for a, b in zip(self.starts[r], ends, strict=True)]
-        stream = pack([p.tolist() for p in pieces], device=device)
-        targets = torch.roll(stream.input_ids[0], -1)
-        targets[stream.boundaries[1:].long() - 1] = -100
-        return stream, targets
-
-
-def make_language_model(model: Any) -> torch.nn.Module:
-    """A module that maps (Packed, targets [T]) to the summed cross-entropy of a causal LM."""
+    `model` must be switched to `layout`; see train/attention_layout.py.
+    """
     import torch
 
-    from train.objectives import causal_lm_sum
+    from train.attention_layout import token_states
+    from train.objectives.causal_lm import causal_lm_sum
 
     class LanguageModel(torch.nn.Module):
         def __init__(self) -> None:
@@ -94,67 +59,81 @@ def make_language_model(model: Any) -> torch.nn.Module:
             self.model = model
 
         def forward(self, packed: Packed, targets: torch.Tensor) -> torch.Tensor:
-            hidden = self.model.get_decoder()(**packed.model_inputs()).last_hidden_state[0]
-            return causal_lm_sum(hidden, self.model.get_output_embeddings(), targets)
+            hidden = token_states(self.model.get_decoder(), packed, layout)
+            return causal_lm_sum(
+                hidden, self.model.get_output_embeddings(), targets, z_loss=z_loss if self.training else 0.0
+            )
 
     return LanguageModel()
 
 
-def backward_batch(engine: Engine, rows: TokenRows, mine: list[int], *, predicted: int, micro: int) -> float:
-    """Forward and backward of this rank's rows of one global batch. Returns its summed loss.
+def backward_batch(engine: Engine, batch: Passes) -> torch.Tensor:
+    """Forward and backward of this rank's passes of one global batch. Returns its share of the mean loss, a scalar.
 
-    Args:
-        predicted: predicted tokens of the whole global batch; the loss is divided by it once, exactly.
+    The summed loss is divided once by the predicted tokens of the whole batch, so that how rows are cut into passes and
+    dealt to ranks does not count.
     """
+    import torch
+
     _, ranks = world()
-    total = 0.0
-    chunks = [mine[i : i + micro] for i in range(0, len(mine), micro)]
-    for number, chunk in enumerate(chunks):
-        stream, targets = rows.packed(chunk, engine.device)
-        loss = engine(stream, targets)
-        engine.backward(loss * (ranks / predicted), last=number == len(chunks) - 1)
-        total += float(loss.detach())
-    return total
+    total = torch.zeros((), device=engine.device)
+    with engine.accumulation():
+        for number, (stream, targets) in enumerate(batch.passes, start=1):
+            loss = engine(stream, targets)
+            engine.backward(loss * (ranks / batch.predicted), last=number == len(batch.passes))
+            total += loss.detach()  # read once a step: every look at a number would wait for the device
+    return total / batch.predicted
 
 
-def validation_loss(engine: Engine, rows: TokenRows, *, limit: int, micro: int) -> float:
-    """Mean loss per predicted token over the first `limit` held-out rows. A collective."""
+def validation_losses(engine: Engine, rows: TokenRows, *, limit: int, micro_tokens: int) -> dict[str, float]:
+    """Mean loss per predicted token over up to `limit` held-out rows. A collective.
+
+    Returns:
+        `all`, and each source by name where rows are of one source.
+    """
     import torch
     import torch.distributed as dist
 
     rank, ranks = world()
-    chosen = list(range(min(limit, len(rows))))
-    rounds = -(-len(chosen) // (micro * ranks))  # every rank runs as many forwards: ZeRO-3 gathers weights in each
-    sums = torch.zeros(2, device=engine.device)
+    chosen = rows.sample(limit)
+    names = sorted({rows.sources[r] or "" for r in chosen})
+    micro = max(1, micro_tokens // rows.row_tokens)
+    chunks = []
+    for number, name in enumerate(names):
+        own = [r for r in chosen if (rows.sources[r] or "") == name]
+        chunks += [(number, own[i : i + micro]) for i in range(0, len(own), micro)]
+    sums = torch.zeros(len(names), 2, dtype=torch.float64, device=engine.device)
+    engine.module.eval()
     with torch.no_grad():
-        for turn in range(rounds):
-            first = (turn * ranks + rank) * micro
-            part = chosen[first : first + micro]
-            stream, targets = rows.packed(part or [0], engine.device)
-            if not part:
-                targets.fill_(-100)
-            sums += torch.stack([engine(stream, targets).float(), (targets >= 0).sum().float()])
+        for first in range(0, len(chunks), ranks):  # every rank runs as many forwards: ZeRO-3 gathers weights in each
+            number, part = chunks[first + rank] if first + rank < len(chunks) else (0, [])
+            stream, targets = rows.packed(part, engine.device) if part else rows.idle(engine.device)
+            sums[number] += torch.stack([engine(stream, targets).double(), (targets >= 0).sum().double()])
+    engine.module.train()
     if ranks > 1:
         dist.all_reduce(sums)
-    return float(sums[0] / sums[1].clamp(min=1))
+    loss, tokens = sums.sum(0).tolist()
+    found = {"all": loss / max(1, tokens)}
+    return found | {name: s / max(1, n) for name, (s, n) in zip(names, sums.tolist(), strict=True) if name}
 
 
 def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, seed: int) -> None:
     """Train on every rank of an already started group; rank 0 writes `out/model`, metrics.jsonl and summary.json.
 
-    Raises `UserError` where the rows cannot fill a batch or the ranks do not divide it.
+    Raises `UserError` where rows or batch do not give every rank at least one row.
     """
     import torch
     import torch.distributed as dist
     from transformers import AutoModelForCausalLM
 
-    from train.attention import use_packed_attention
+    from train.attention_layout import attention_layout
     from train.checkpoint import save_model
+    from train.compiled import compile_token_wise
     from train.engine import Engine
 
     started = time.perf_counter()
     rank, ranks = world()
-    per_rank = check_divides(config.batch_rows, ranks, name="pretrain.batch_rows")
+    check_fills(config.batch_rows, ranks, name="pretrain.batch_rows")
     torch.manual_seed(seed)
     telemetry = Telemetry(out, active=rank == 0)
     telemetry.status("starting")
@@ -169,42 +148,59 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
-    use_packed_attention(network)
+    layout = attention_layout(network.get_decoder(), "packed")
     if config.activation_checkpointing:
         network.gradient_checkpointing_enable()
+    if config.compile:
+        compile_token_wise(network)
     counts = parameter_counts(network)
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=seed)
     steps = total_steps(config, samples=len(rows), batch=config.batch_rows)
-    engine = Engine(make_language_model(network), config, steps=steps)
-    meter = Meter(telemetry, startup_s=time.perf_counter() - started)
+    engine = Engine(make_language_model(network, layout=layout, z_loss=config.z_loss), config, steps=steps)
+    batches = TokenBatches(
+        rows,
+        order,
+        batch=config.batch_rows,
+        micro_tokens=config.micro_batch_tokens,
+        rank=rank,
+        ranks=ranks,
+        device=engine.device,
+        padded=layout == "padded",
+        recomputed=config.activation_checkpointing,
+    )
+    meter = Meter(
+        telemetry,
+        startup_s=time.perf_counter() - started,
+        flops=Flops.of(network.config, bidirectional=False),
+        device=engine.device,
+        ranks=ranks,
+        precision=config.precision,
+    )
 
-    def validate(step: int) -> float | None:
+    def validate(step: int) -> dict[str, float]:
         if held_out is None or not len(held_out):
-            return None
+            return {}
         telemetry.status("validating")
-        value = validation_loss(engine, held_out, limit=config.validation_rows, micro=config.micro_batch_rows)
-        telemetry.log({"step": step, "validation_loss": value})
-        return value
+        found = validation_losses(
+            engine, held_out, limit=config.validation_rows, micro_tokens=config.micro_batch_tokens
+        )
+        named = {"validation_loss" + (f"/{name}" if name != "all" else ""): value for name, value in found.items()}
+        telemetry.log({"step": step, **named})
+        return found
 
     before = validate(0)
     telemetry.status("training", total=steps)
-    for step in range(steps):
-        meter.begin_step()
-        batch = [row for _, row in order.batch(step, config.batch_rows)]
-        rate = engine.rate
-        mine = batch[rank * per_rank : (rank + 1) * per_rank]
-        predicted = rows.predicted(batch)
-        local = backward_batch(engine, rows, mine, predicted=predicted, micro=config.micro_batch_rows)
-        summed = torch.tensor(local, device=engine.device)
-        norm = engine.step()
-        if ranks > 1:
-            dist.all_reduce(summed)
-        meter.end_step(
-            loss=float(summed) / predicted,
-            rate=rate,
-            norm=norm,
-            work=rows.work(batch),
-        )
+    with Prefetch(batches, range(steps)) as prepared:
+        for _ in range(steps):
+            meter.begin_step()
+            with meter.waiting():
+                batch = next(prepared)
+            rate = engine.rate
+            loss = backward_batch(engine, batch)
+            norm = engine.step()
+            if ranks > 1:
+                dist.all_reduce(loss)
+            meter.end_step(loss=float(loss), rate=rate, norm=norm, work=batch.work)
     after = validate(steps)
     train_s = meter.elapsed_s
     telemetry.status("saving")
@@ -220,7 +216,9 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
             sizes=counts,
             train_s=train_s,
             save_s=meter.elapsed_s - train_s,
-            validation_loss_before=before,
-            validation_loss_after=after,
+            layout=layout,
+            validation_loss_before=before.get("all"),
+            validation_loss_after=after.get("all"),
+            validation_loss_by_source={name: [before[name], after[name]] for name in before if name != "all"},
         )
     )

@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
 from data_prep.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
-from data_prep.tokens import RowPacker, TokensConfig, build_tokens, in_validation
+from data_prep.tokens import RowPacker, SourcePacker, TokensConfig, build_tokens, in_validation
 
 
 @pytest.fixture
@@ -122,6 +122,45 @@ def test_packer_against_plain_python(tmp_path_factory: pytest.TempPathFactory, l
     for row in rows:
         assert row["document_starts"] == [n for n, t in enumerate(row["input_ids"]) if n == 0 or t in firsts]
     assert packer.remainder == len(flat) % size and packer.rows == len(rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30)), max_size=6), max_size=6),
+    st.integers(8, 20),
+)
+def test_rows_of_one_source_each_and_nothing_lost(
+    tmp_path_factory: pytest.TempPathFactory, batches: Any, size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("sources")
+    number = iter(range(10**6))
+    streams: dict[str, list[int]] = {}
+    with ShardWriter(folder, "tokens") as writer:
+        packer = SourcePacker(writer, size)
+        for batch in batches:
+            documents = [[next(number) for _ in range(n)] for _, n in batch]
+            for (source, _), document in zip(batch, documents, strict=True):
+                streams.setdefault(source, []).extend(document)
+            packer.add(documents, [source for source, _ in batch])
+        packer.finish()
+    rows = list(Shards(folder, "tokens"))
+    rests = []
+    for source, stream in streams.items():
+        whole = len(stream) // size * size
+        assert [t for r in rows if r["source"] == source for t in r["input_ids"]] == stream[:whole]
+        rests += stream[whole:]
+    mixed = [t for r in rows if r["source"] is None for t in r["input_ids"]]
+    assert set(mixed) <= set(rests) and len(mixed) == len(rests) // size * size
+    assert packer.remainder == len(rests) % size
+    assert (packer.rows, packer.tokens) == (len(rows), len(rows) * size)
+    assert packer.documents == sum(map(len, batches))
+
+
+def test_validation_rows_name_their_source_and_training_rows_mix(prepared: Path) -> None:
+    _build(prepared)
+    sources = [Shards(prepared / "tokens" / part, "tokens").column("source") for part in ("train", "validation")]
+    assert set(sources[0]) == {None}
+    assert "test" in sources[1]
 
 
 def test_too_little_text(prepared: Path) -> None:

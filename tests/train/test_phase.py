@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_prep.errors import UserError
-from train.phase import PhaseConfig, check_divides, check_fills, rate_factor, total_steps
+from train.phase import PhaseConfig, check_fills, rate_factor, total_steps
 
 
 def test_steps_come_from_epochs_and_the_bound() -> None:
@@ -27,12 +27,6 @@ def test_schedule_warms_up_and_decays_to_a_tenth() -> None:
     assert factors[110] == pytest.approx(0.1)
     assert all(a >= b for a, b in pairwise(factors[9:]))
     assert rate_factor(PhaseConfig(schedule="constant"), step=1000, steps=10) == 1.0
-
-
-def test_a_batch_that_does_not_divide_names_the_nearest() -> None:
-    assert check_divides(12, 4, name="x") == 3
-    with pytest.raises(UserError, match=r"finetune\.batch_pairs = 10.*multiple of the 4.*use 8 or 12"):
-        check_divides(10, 4, name="finetune.batch_pairs")
 
 
 @pytest.mark.parametrize(

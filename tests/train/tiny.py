@@ -8,11 +8,10 @@ from typing import Any
 
 from data_prep.pairs import pair_row
 from data_prep.progress import Progress
-from data_prep.shards import Shards, ShardWriter
+from data_prep.shards import ShardWriter
 from data_prep.tokenizer import TokenizerConfig, train_tokenizer
 from train.backbone import BaseConfig, RandomBaseConfig, make_base
 from train.encoder import EncoderConfig
-from train.finetune import choose
 from train.truncate import TruncateConfig, truncate
 
 WORDS = [
@@ -39,13 +38,10 @@ ENCODER = EncoderConfig(max_tokens=32)
 PRETRAIN: dict[str, Any] = {
     "precision": "fp32",
     "batch_rows": 8,
-    "micro_batch_rows": 2,
+    "micro_batch_tokens": 80,
     "gradient_clip": 0.0,
     "learning_rate": 1e-3,
 }
-FINETUNE: dict[str, Any] = {
-    "precision": "fp32", "batch_pairs": 12, "hard_negatives": 2, "gradient_clip": 0.0, "temperature": 0.1, "learning_rate": 1e-3,
-}  # fmt: skip
 
 
 def sentence(rng: random.Random, low: int = 3, high: int = 20) -> str:
@@ -81,17 +77,14 @@ def make_world(folder: Path, *, layers: int = 2) -> Path:
     (folder / "cut" / "model").rename(folder / "model")
     rng = random.Random(3)
     with ShardWriter(folder / "tokens", "tokens") as writer:
-        for _ in range(16):
+        for row in range(16):
             starts = sorted({0, *(rng.randrange(1, 40) for _ in range(rng.randint(0, 4)))})
-            writer.append({"input_ids": [rng.randrange(3, 300) for _ in range(40)], "document_starts": starts})
+            ids = [rng.randrange(3, 300) for _ in range(40)]
+            source = "forum" if row == 15 else None if row % 4 == 3 else "berita"
+            writer.append({"input_ids": ids, "document_starts": starts, "source": source})
     with ShardWriter(folder / "pairs", "pairs") as writer:
         for i in range(12):
             negatives = [sentence(rng) for _ in range(i % 3)]
             positives = ["hujan lebat di pasar"] if i in (2, 7) else [sentence(rng)]  # two rows share a positive
             writer.append(pair_row(sentence(rng, 2, 8), positives, negatives, "test", "ms"))
     return folder
-
-
-def finetune_batch(folder: Path) -> list[dict[str, Any]]:
-    """The 12 pairs as one global batch."""
-    return [choose(r, position=i, hard_negatives=2) for i, r in enumerate(Shards(folder / "pairs", "pairs"))]
