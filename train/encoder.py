@@ -17,6 +17,7 @@ from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from train.attention_layout import Layout, attention_layout, learned_positions, token_states
+from train.host_linear import use_host_linear
 from train.packing import pack, token_chunks
 from train.pooling import PoolingKind, pool
 
@@ -159,6 +160,7 @@ def load_backbone(folder: Path, *, bidirectional: bool, precision: Literal["fp32
     if bidirectional:
         model.config.is_causal = False
     use_packed_attention(model)
+    use_host_linear(model)
     return model
 
 
