@@ -38,6 +38,8 @@ _DASHES: dict[str, Any] = {
     "bm25": (0, (1, 1)),
     "untrained": (0, (4, 1, 1, 1)),
 }
+IDLE = (("data_wait", "waiting for data"), ("gather", "exchange"), ("padding", "padding"))
+"""Step records' shares of time (the first two) and of tokens that trained nothing, with their labels."""
 _WIDTH_IN = 6.4
 _POINTS = 400  # drawn on a curve at most; more cannot be seen and makes the page heavy
 
@@ -228,11 +230,14 @@ def training(
     title: str,
     ident: str,
 ) -> str:
-    """Loss (each step faint, running mean strong, validation as dots) over learning rate and tokens per second."""
+    """Loss (each step faint, running mean strong, validation as dots) over learning rate, tokens per second and,
+    where the steps say, the shares of their time and tokens that trained nothing."""
     from matplotlib.ticker import MaxNLocator
 
-    with _figure(4.6) as figure:
-        loss, rate, speed = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1, 1]})
+    idle = [(key, label) for key, label in IDLE if any(key in s for s in steps)]
+    with _figure(5.7 if idle else 4.6) as figure:
+        heights = [3.2, 1, 1, 1.1][: 4 if idle else 3]
+        loss, rate, speed, *more = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
         points = _thin([(s["step"], s["loss"]) for s in steps])
         loss.plot(*zip(*points, strict=True), color=colour, alpha=0.35, linewidth=1)
         loss.plot(*zip(*_smooth(points), strict=True), color=colour, label="training")
@@ -246,10 +251,13 @@ def training(
         loss.set_ylabel("loss")
         _panel(rate, steps, "lr", "learning rate", colour)
         _panel(speed, steps, "tokens_per_s", "tokens/s", colour)
-        speed.set_xlabel("step")
-        speed.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        for axes in more:
+            _shares(axes, steps, idle)
+        last = [speed, *more][-1]
+        last.set_xlabel("step")
+        last.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         figure.align_ylabels()
-        for axes in (loss, rate, speed):
+        for axes in (loss, rate, speed, *more):
             axes.tick_params(length=0)
             axes.grid(axis="x", visible=False)
         return _svg(figure, title, ident)
@@ -266,6 +274,24 @@ def _panel(axes: Axes, steps: Sequence[Mapping[str, Any]], key: str, label: str,
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+
+
+def _shares(axes: Axes, steps: Sequence[Mapping[str, Any]], idle: Sequence[tuple[str, str]]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    looks: dict[str, tuple[str, Any]] = {
+        "data_wait": (KIND_COLOURS["teacher"], "-"),
+        "gather": (INK, (0, (3, 1.5))),
+        "padding": (KIND_COLOURS["finetuned"], (0, (1, 1))),
+    }
+    for key, label in idle:
+        colour, dashes = looks[key]
+        points = _smooth(_thin([(s["step"], s[key]) for s in steps if isinstance(s.get(key), (int, float))]))
+        axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, linewidth=1.4, label=label)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(2))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, labelcolor=INK, borderaxespad=0, handlelength=2)
 
 
 def compact(value: float) -> str:
@@ -335,4 +361,71 @@ def histogram(
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, labelcolor=INK, borderaxespad=0)
         axes.grid(axis="x", visible=False)
         axes.tick_params(length=0)
+        return _svg(figure, title, ident)
+
+
+def depths(
+    rows: Sequence[Mapping[str, Any]],
+    cut: Mapping[str, Any] | None,
+    *,
+    kept: int | None,
+    metric: str,
+    title: str,
+    ident: str,
+) -> str:
+    """A metric after every layer with the band of its interval, over how far each layer turns the states.
+
+    Args:
+        rows: `layers`, `recall` (mean, low, high) and `turn` (None for the embeddings).
+        cut: a list cut's `layers` and `recall`, drawn apart: it is no prefix.
+        kept: the depth of the recipe's cut, None where it is a list.
+        metric: name of the metric.
+        title: what is shown, for readers that cannot see it.
+        ident: prefix of the ids inside.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    colour = KIND_COLOURS["finetuned"]
+    places = [row["layers"] for row in rows]
+    means, lows, highs = ([row["recall"][key] for row in rows] for key in ("mean", "low", "high"))
+    with _figure(4.0) as figure:
+        recall, turn = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+        recall.fill_between(places, lows, highs, color=colour, alpha=0.16, lw=0)
+        recall.plot(places, means, color=colour, marker="o", markersize=4)
+        if kept in places:
+            row = rows[places.index(kept)]
+            recall.axvline(kept, color=FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+            recall.plot(
+                [kept], [row["recall"]["mean"]], color=INK, marker="o", markersize=8, linestyle="none", label="this cut"
+            )
+        if cut is not None:
+            mean, place = cut["recall"]["mean"], len(cut["layers"])
+            spread = [[mean - cut["recall"]["low"]], [cut["recall"]["high"] - mean]]
+            name = f"this cut: layers {', '.join(map(str, cut['layers']))}"
+            recall.errorbar(
+                [place],
+                [mean],
+                yerr=spread,
+                color=INK,
+                marker="D",
+                markersize=6,
+                linestyle="none",
+                capsize=3,
+                label=_short(name, 44),
+            )
+        recall.set_ylim(bottom=0)
+        recall.set_ylabel(metric)
+        if recall.get_legend_handles_labels()[0]:
+            recall.legend(loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK, borderaxespad=0)
+        turned = [(row["layers"], row["turn"]) for row in rows if row["turn"] is not None]
+        turn.bar(*zip(*turned, strict=True), width=0.62, color=KIND_COLOURS["untrained"], linewidth=0)
+        turn.set_ylabel("turn")
+        turn.set_xlabel("layers kept, from the first")
+        turn.set_xlim(-0.6, places[-1] + 0.6)
+        turn.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        turn.yaxis.set_major_locator(MaxNLocator(2))
+        figure.align_ylabels()
+        for axes in (recall, turn):
+            axes.tick_params(length=0)
+            axes.grid(axis="x", visible=False)
         return _svg(figure, title, ident)

@@ -14,6 +14,8 @@ from typing import Any
 from data_prep.files import write_atomically, write_json
 from eval import report_parts as parts
 from eval.metrics import metric_names
+from eval.report_cut import cut
+from eval.report_training import training
 from eval.run_facts import RunFacts, read_run, time_summary
 from eval.table import results_lines
 
@@ -84,7 +86,8 @@ def _context(facts: RunFacts, title: str) -> dict[str, Any]:
         "title": title,
         "headline": parts.headline(facts, title),
         "tables": None,
-        "training": parts.training(facts.phases),
+        "training": training(facts.phases),
+        "cut": cut(facts.probe, facts.stages),
         "flow": parts.flow(facts.stages),
         "flow_line": parts.flow_line(facts.stages),
         "audit": parts.audit(facts.audit),

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from eval import charts
 from eval.metrics import metric_names
-from eval.run_facts import Phase, RunFacts, Stage, time_summary
+from eval.run_facts import RunFacts, Stage, time_summary
 from eval.table import best_systems, subsets_of
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 _MAIN_COUNTS = ("kept", "pairs", "tokens", "vocab_size", "trunk_parameters", "documents")
-_OTHER_STAGES = ("eval", "export")  # told elsewhere on the page
+_OTHER_STAGES = ("probe", "eval", "export")  # told elsewhere on the page
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Chart:
     note: str = ""
 
 
-def _chart(title: str, svg: str, note: str = "") -> Chart:
+def make_chart(title: str, svg: str, note: str = "") -> Chart:
+    """A chart of trusted SVG; title and note are escaped by the template."""
     from markupsafe import Markup
 
     return Chart(title, Markup(svg), note)
@@ -205,11 +206,11 @@ def result_charts(results: Mapping[str, Any]) -> list[Chart]:
         metrics = {row["system"]: row["metrics"] for row in results["means"] if row["subset"] == subset}
         title = f"{lead}, {subset} queries"
         leads = {system: values[lead] for system, values in metrics.items()}
-        columns.append(_chart(title, charts.bars(systems, leads, title=title, ident=f"bars{number_}")))
+        columns.append(make_chart(title, charts.bars(systems, leads, title=title, ident=f"bars{number_}")))
         if len(results["ks"]) > 1:
             title = f"Recall by documents read, {subset} queries"
             svg = charts.curves(systems, metrics, results["ks"], title=title, ident=f"curves{number_}")
-            lines.append(_chart(title, svg))
+            lines.append(make_chart(title, svg))
     return columns + lines
 
 
@@ -235,39 +236,6 @@ def heat(results: Mapping[str, Any]) -> dict[str, Any]:
             note = f"{queries:,} queries, {task['documents']:,} documents" if whole else f"{queries:,} queries"
             rows.append({"label": task["name"] if whole else subset, "note": note, "part": not whole, "cells": cells})
     return {"metric": lead, "systems": systems, "rows": rows, "hard": "hard" in subsets_of(results)}
-
-
-def training(phases: Mapping[str, Phase]) -> list[Chart]:
-    """Loss, learning rate and speed of each phase."""
-    drawn = []
-    colours = {"pretrain": "pretrained", "finetune": "finetuned"}
-    for name, phase in phases.items():
-        title = {"pretrain": "Continued pretraining", "finetune": "Contrastive finetuning"}.get(name, name)
-        colour = charts.KIND_COLOURS[colours.get(name, "finetuned")]
-        label = f"{title}: loss, learning rate, tokens per second"
-        svg = charts.training(phase.steps, phase.validations, colour=colour, title=label, ident=name)
-        drawn.append(_chart(title, svg, _training_note(phase)))
-    return drawn
-
-
-def _training_note(phase: Phase) -> str:
-    summary, parts = phase.summary, []
-    first, last = phase.steps[0]["loss"], phase.steps[-1]["loss"]
-    parts.append(f"{len(phase.steps):,} steps, loss {first:.3f} → {last:.3f}")
-    before, after = summary.get("validation_loss_before"), summary.get("validation_loss_after")
-    if isinstance(before, (int, float)) and isinstance(after, (int, float)):
-        parts.append(f"validation loss {before:.3f} → {after:.3f}")
-    if summary.get("world_size"):
-        ranks = summary["world_size"]
-        zero, precision, device = (summary.get(key, "?") for key in ("zero_stage", "precision", "device"))
-        parts.append(f"{ranks} rank{'s' if ranks != 1 else ''}, ZeRO {zero}, {precision} on {device}")
-    if summary.get("tokens") and summary.get("train_s"):
-        parts.append(f"{number(round(summary['tokens'] / summary['train_s']))} tokens/s on average")
-    if summary.get("startup_s"):
-        parts.append(f"{charts.seconds(summary['startup_s'])} to start")
-    if summary.get("peak_rss_gb"):
-        parts.append(f"peak memory {summary['peak_rss_gb']:.1f} GiB")
-    return "; ".join(parts) + "."
 
 
 def flow(stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -309,7 +277,7 @@ def audit(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
         first, last = used[0], used[-1] + 1
         cut = [(name, (edges or [])[first : last + 1], counts[first:last]) for name, counts in series]
         svg = charts.histogram(cut, xlabel="cosine by the teacher", title="Scores of mined pairs", ident="audit")
-        drawn.append(_chart("Scores of mined pairs", svg, "How many of the kept texts have which score."))
+        drawn.append(make_chart("Scores of mined pairs", svg, "How many of the kept texts have which score."))
     tallies = record.get("counts")
     values = [(k.replace("_", " "), number(v)) for k, v in tallies.items() if v] if isinstance(tallies, Mapping) else []
     neighbors = record.get("neighbors")
@@ -331,7 +299,7 @@ def time_part(stages: Sequence[Stage]) -> dict[str, Any]:
         f"encoding, scoring); the pipeline's own overhead was {rows[-1]['overhead']}, "
         f"{total['overhead_percent']:.1f} %."
     )
-    return {"sentence": sentence, "rows": rows, "chart": _chart("Seconds by stage", svg)}
+    return {"sentence": sentence, "rows": rows, "chart": make_chart("Seconds by stage", svg)}
 
 
 def wrong(facts: RunFacts) -> dict[str, Any] | None:

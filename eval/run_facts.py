@@ -17,7 +17,7 @@ from data_prep.files import read_json, read_jsonl
 
 STAGE_ORDER = (
     "generate", "corpus", "tokenizer", "tokens", "pairs", "mine", "synth",
-    "base", "truncate", "pretrain", "finetune", "eval", "export",
+    "base", "probe", "truncate", "pretrain", "finetune", "eval", "export",
 )  # fmt: skip
 """The order of the pipeline; stages with other names follow in the order of their names."""
 
@@ -63,6 +63,7 @@ class RunFacts:
     results: dict[str, Any] | None
     examples: dict[str, list[dict[str, Any]]]
     phases: dict[str, Phase]
+    probe: dict[str, Any] | None
     audit: dict[str, Any] | None
     parity: dict[str, Any] | None
     recipe: tuple[str, str] | None
@@ -92,6 +93,7 @@ def read_run(run: Path) -> RunFacts:
         results=results,
         examples=examples or {},
         phases=phases,
+        probe=_probe(run / "probe", missing),
         audit=_optional(run / "mine" / "audit.json", "mining audit", missing),
         parity=_optional(run / "export" / "parity.json", "export parity", missing),
         recipe=_recipe(run),
@@ -169,6 +171,29 @@ def _phase(folder: Path, missing: dict[str, str]) -> Phase | None:
     validations = [r for r in records if _finite(r.get("validation_loss")) and _finite(r.get("step"))]
     summary = _optional(folder / "summary.json", f"{folder.name} summary", missing)
     return Phase(steps, validations, summary or {})
+
+
+def _probe(folder: Path, missing: dict[str, str]) -> dict[str, Any] | None:
+    """The depth probe, which a recipe may leave out: then nothing is missing."""
+    if not folder.is_dir():
+        return None
+    record = _optional(folder / "probe.json", "depth probe", missing)
+    wanted = (
+        "rows",
+        "base_layers",
+        "metric",
+        "convention",
+        "queries",
+        "passages",
+        "source",
+        "level",
+        "best_layers",
+        "enough_layers",
+    )
+    if record is not None and not all(key in record for key in wanted):
+        missing["depth probe"] = "probe/probe.json lacks a figure"
+        return None
+    return record
 
 
 def _recipe(run: Path) -> tuple[str, str] | None:
