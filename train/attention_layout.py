@@ -56,7 +56,7 @@ def first_position(model: Any) -> int:
 
     transformers counts so only where it is given no position ids.
     """
-    embeddings = getattr(model, "embeddings", None)
+    embeddings: Any = getattr(model, "embeddings", None)
     return embeddings.padding_idx + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
 
 

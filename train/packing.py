@@ -12,7 +12,9 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,12 @@ def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
 
 
-def pack(sequences: Sequence[Sequence[int]], *, skip: Sequence[int] | None = None, device: Any = "cpu") -> Packed:
+def pack(
+    sequences: Sequence[Sequence[int]] | Sequence[NDArray[np.signedinteger[Any]]],
+    *,
+    skip: Sequence[int] | None = None,
+    device: Any = "cpu",
+) -> Packed:
     """Lay non-empty token sequences (lists or integer arrays) end to end.
 
     Args:

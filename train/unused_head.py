@@ -14,17 +14,18 @@ class UnusedParameters(NamedTuple):
     """Parameters that a contrastive phase does not load.
 
     Attributes:
-        count: how many; 0 where the head is tied to the embeddings.
+        parameters: how many; 0 where the head is tied to the embeddings.
         training_bytes: memory that they would take over all ranks, without sharding and activations.
     """
 
-    count: int
+    parameters: int
     training_bytes: int
 
     def __str__(self) -> str:
-        if not self.count:
+        if not self.parameters:
             return "no output head to leave out"
-        return f"output head left out: {self.count / 1e6:.1f} M parameters, {self.training_bytes / 1e6:,.0f} MB in training"
+        megabytes = self.training_bytes / 1e6
+        return f"output head left out: {self.parameters / 1e6:.1f} M parameters, {megabytes:,.0f} MB in training"
 
 
 def unused_parameters(folder: Path) -> UnusedParameters:

@@ -233,6 +233,6 @@ def test_the_head_that_is_left_out_is_counted(tmp_path: Path) -> None:
         LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied)).save_pretrained(tmp_path / str(tied))
         assert unused_parameters(tmp_path / str(tied)) == (count, 16 * count)
     BertModel(BertConfig(**shape)).save_pretrained(tmp_path / "bert")
-    assert unused_parameters(tmp_path / "bert").count == 8 * 8 + 8
+    assert unused_parameters(tmp_path / "bert").parameters == 8 * 8 + 8
     assert str(unused_parameters(tmp_path / "False")).startswith("output head left out: 0.0 M parameters")
     assert str(unused_parameters(tmp_path / "True")) == "no output head to leave out"
