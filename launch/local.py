@@ -96,7 +96,17 @@ def _relay(out: Path, metrics: _Tail, progress: Progress, told: dict[str, Any]) 
     for line in metrics.lines():
         record = json.loads(line)
         if "loss" in record:
-            progress.advance(1, loss=record["loss"], tokens_per_s=record["tokens_per_s"])
+            progress.advance(1, **shown(record))
+        elif "validation_loss" in record:
+            progress.advance(0, validation_loss=record["validation_loss"])
+
+
+def shown(record: dict[str, Any]) -> dict[str, float | str]:
+    """What the progress line shows of a training step: the use of the device's peak only where it is known."""
+    values: dict[str, float | str] = {"loss": record["loss"], "tokens_per_s": record["tokens_per_s"]}
+    if "trunk_mfu" in record:
+        values["trunk_mfu"] = f"{record['trunk_mfu']:.1%}"
+    return values
 
 
 def _log_end(logs: Path, lines: int = 12) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.progress import Progress
-from launch.local import RankFailure, check_port, command, environment, run_ranks
+from launch.local import RankFailure, check_port, command, environment, run_ranks, shown
 from launch.recipe import LaunchConfig
 
 
@@ -35,6 +35,12 @@ def test_command_and_environment() -> None:
     fixed = command(Path("j"), launch=LaunchConfig(port=29511), logs=Path("l"))
     assert "--standalone" not in fixed and fixed[fixed.index("--master-port") + 1] == "29511"
     assert environment(LaunchConfig(threads_per_process=4))["OMP_NUM_THREADS"] == "4"
+
+
+def test_the_line_of_a_step_claims_no_mfu_that_is_not_known() -> None:
+    record = {"step": 3, "loss": 0.5, "tokens_per_s": 1200.0, "lr": 1e-3}
+    assert shown(record) == {"loss": 0.5, "tokens_per_s": 1200.0}
+    assert shown({**record, "trunk_mfu": 0.4127})["trunk_mfu"] == "41.3%"
 
 
 def job(tmp_path: Path, **more: object) -> dict:
