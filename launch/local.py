@@ -90,11 +90,19 @@ def _relay(out: Path, metrics: _Tail, progress: Progress, told: dict[str, Any]) 
         status = json.loads((out / "status.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         status = {}
+    records = [json.loads(line) for line in metrics.lines()]
     if status and status != told.get("status"):
         told["status"] = status
+        # a status is written before its records, so others that were read with it belong to the bar before
+        own = {"training": "loss", "validating": "validation_loss"}.get(status["what"])
+        _advance(progress, [r for r in records if own not in r])
         progress.begin(status["what"], status["total"], "steps")
-    for line in metrics.lines():
-        record = json.loads(line)
+        records = [r for r in records if own in r]
+    _advance(progress, records)
+
+
+def _advance(progress: Progress, records: list[dict[str, Any]]) -> None:
+    for record in records:
         if "loss" in record:
             progress.advance(1, **shown(record))
         elif "validation_loss" in record:

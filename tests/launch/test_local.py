@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,12 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.errors import UserError
 from data_prep.progress import Progress
-from launch.local import RankFailure, check_port, command, environment, run_ranks, shown
+from launch.local import RankFailure, _relay, _Tail, check_port, command, environment, run_ranks, shown
 from launch.recipe import LaunchConfig
 
 
@@ -41,6 +43,37 @@ def test_the_line_of_a_step_claims_no_mfu_that_is_not_known() -> None:
     record = {"step": 3, "loss": 0.5, "tokens_per_s": 1200.0, "lr": 1e-3}
     assert shown(record) == {"loss": 0.5, "tokens_per_s": 1200.0}
     assert shown({**record, "trunk_mfu": 0.4127})["trunk_mfu"] == "41.3%"
+
+
+def test_records_go_to_the_bar_of_their_status(tmp_path: Path) -> None:
+    class Bars(Progress):
+        seen: list[tuple[str, dict]] = []  # noqa: RUF012
+
+        def begin(self, label: str, total: int | None = None, unit: str = "rows") -> None:
+            self.seen.append((label, {}))
+
+        def advance(self, n: int = 1, **shown: float | str) -> None:
+            label, held = self.seen[-1]
+            self.seen[-1] = (label, held | {"n": held.get("n", 0) + n} | shown)
+
+    def tell(what: str, *records: dict) -> None:
+        (tmp_path / "status.json").write_text(json.dumps({"what": what, "total": 2}))
+        with (tmp_path / "metrics.jsonl").open("a") as stream:
+            stream.writelines(json.dumps(r) + "\n" for r in records)
+        _relay(tmp_path, tail, bars, told)
+
+    bars, tail, told = Bars(), _Tail(tmp_path / "metrics.jsonl"), dict[str, Any]()
+    steps = [{"loss": loss, "tokens_per_s": 9.0} for loss in (3.0, 2.0)]
+    tell("validating")
+    tell("training", {"validation_loss": 5.0}, steps[0])  # the launcher looked late, twice
+    tell("validating", steps[1])
+    tell("saving", {"validation_loss": 4.0})
+    assert bars.seen == [
+        ("validating", {"n": 0, "validation_loss": 5.0}),
+        ("training", {"n": 2, "loss": 2.0, "tokens_per_s": 9.0}),
+        ("validating", {"n": 0, "validation_loss": 4.0}),
+        ("saving", {}),
+    ]
 
 
 def job(tmp_path: Path, **more: object) -> dict:
