@@ -61,7 +61,9 @@ def environment(launch: LaunchConfig) -> dict[str, str]:
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     return os.environ | {
         "OMP_NUM_THREADS": str(launch.threads_per_process),
-        "TOKENIZERS_PARALLELISM": "false",
+        # every rank tokenises the global batch in the background, with as many threads as it may use
+        "TOKENIZERS_PARALLELISM": "true" if launch.threads_per_process > 1 else "false",
+        "RAYON_NUM_THREADS": str(launch.threads_per_process),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONPATH": path,
     }
