@@ -142,21 +142,38 @@ def make_encoder(backbone: Any, config: EncoderConfig, layout: Layout = "packed"
 
 
 def load_backbone(folder: Path, *, bidirectional: bool, precision: Literal["fp32", "bf16"]) -> Any:
-    """The base model of a folder, without output head or pooler, on packed attention."""
+    """The base model of a folder, without output head or pooler, on packed attention.
+
+    Raises `UserError` where the folder lacks a tensor of the base model.
+    """
     import torch
     from transformers import AutoModel
+    from transformers.utils import logging
 
     from train.attention import use_packed_attention
 
     # BERT's pooler would train nothing and cost memory; decoders do not know the argument
     bare = {"add_pooling_layer": False} if has_pooler(folder) else {}
-    model = AutoModel.from_pretrained(
-        folder,
-        dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
-        use_safetensors=True,
-        local_files_only=True,
-        **bare,
-    )
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # a head that is left behind on purpose is no news
+    try:
+        loaded: Any = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **bare,
+        )
+    finally:
+        logging.set_verbosity(told)
+    model, info = loaded
+    if info["missing_keys"]:
+        raise UserError(
+            str(folder),
+            f"lacks {len(info['missing_keys'])} tensors of its model, such as {min(info['missing_keys'])!r}",
+            "give a complete model folder",
+        )
     if bidirectional:
         model.config.is_causal = False
     use_packed_attention(model)

@@ -236,3 +236,27 @@ def test_the_head_that_is_left_out_is_counted(tmp_path: Path) -> None:
     assert unused_parameters(tmp_path / "bert").parameters == 8 * 8 + 8
     assert str(unused_parameters(tmp_path / "False")).startswith("output head left out: 0.0 M parameters")
     assert str(unused_parameters(tmp_path / "True")) == "no output head to leave out"
+
+
+def test_a_head_left_behind_is_no_news_and_a_missing_tensor_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {
+        "vocab_size": 50,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False)).save_pretrained(tmp_path)
+    capfd.readouterr()
+    load_backbone(tmp_path, bidirectional=False, precision="fp32")
+    assert "lm_head" not in "".join(capfd.readouterr())
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 tensors .*norm\.weight"):
+        load_backbone(tmp_path, bidirectional=False, precision="fp32")
