@@ -43,6 +43,7 @@ def test_numpy_rows_in_token_shards(tmp_path: Path) -> None:
 
 def test_empty_folder_of_shards(tmp_path: Path) -> None:
     assert list(Shards(_write(tmp_path / "s", []), "documents")) == []
+    assert Shards(_write(tmp_path / "t", ["a"]), "documents").take([]) == []
 
 
 def test_one_changed_byte_is_found(tmp_path: Path) -> None:
