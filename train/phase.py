@@ -49,8 +49,8 @@ class PhaseConfig(Section):
     """Under ZeRO 2 and 3, reduce gradients once a step instead of in every pass: fewer collectives, but whole gradients
     are held until then. ZeRO 0 and 1 always do so."""
     compile: bool = False
-    """Fuse the layers' token-wise parts with torch.compile, up to a minute at the start. On CPUs that saves 1-4 % of a
-    step and seldom pays."""
+    """Fuse the layers' token-wise parts with torch.compile, up to a minute at the start. On CUDA only: on a CPU it was
+    measured to save 1-4 % of a step, and is left out."""
 
     @model_validator(mode="after")
     def _bf16_is_sharded(self) -> PhaseConfig:

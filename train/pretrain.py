@@ -17,9 +17,11 @@ from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
 from train.flops import Flops
 from train.gather import world
+from train.host_linear import use_host_linear
 from train.loader import Prefetch
 from train.meter import Meter
 from train.phase import PhaseConfig, check_fills, total_steps
+from train.recompute import recompute_layers
 from train.telemetry import Telemetry
 from train.token_rows import Passes, TokenBatches, TokenRows
 
@@ -128,7 +130,7 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
 
     from train.attention_layout import attention_layout
     from train.checkpoint import save_model
-    from train.compiled import compile_token_wise
+    from train.compiled import compile_where_it_pays
     from train.engine import Engine
 
     started = time.perf_counter()
@@ -149,10 +151,11 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
         model, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     layout = attention_layout(network.get_decoder(), "packed")
+    use_host_linear(network)
     if config.activation_checkpointing:
-        network.gradient_checkpointing_enable()
+        recompute_layers(network)
     if config.compile:
-        compile_token_wise(network)
+        compile_where_it_pays(network)
     counts = parameter_counts(network)
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=seed)
     steps = total_steps(config, samples=len(rows), batch=config.batch_rows)

@@ -23,6 +23,7 @@ from train.cursor import GlobalOrder, Source
 from train.engine import Engine, start_ranks, stop_ranks
 from train.gather import world
 from train.pretrain import PretrainConfig, backward_batch, make_language_model, validation_losses
+from train.recompute import recompute_layers
 from train.token_rows import TokenBatches, TokenRows
 
 
@@ -35,7 +36,7 @@ def run_case(name: str, settings: dict[str, Any], folder: Path, out: Path) -> No
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     attention_layout(model.get_decoder(), layout)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute_layers(model)
     engine = Engine(make_language_model(model, layout=layout, z_loss=config.z_loss), config, steps=1)
     rows = TokenRows(folder / "tokens")
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint="f", seed=0)
