@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, FAINT, LINE, SURFACE = "#010101", "#020202", "#030303", "#0b0b0b"
@@ -38,14 +37,12 @@ _DASHES: dict[str, Any] = {
     "bm25": (0, (1, 1)),
     "untrained": (0, (4, 1, 1, 1)),
 }
-IDLE = (("data_wait", "waiting for data"), ("gather", "exchange"), ("padding", "padding"))
-"""Step records' shares of time (the first two) and of tokens that trained nothing, with their labels."""
 _WIDTH_IN = 6.4
-_POINTS = 400  # drawn on a curve at most; more cannot be seen and makes the page heavy
 
 
 @contextmanager
-def _figure(height_in: float) -> Iterator[Figure]:
+def canvas(height_in: float) -> Iterator[Figure]:
+    """A figure of the page's width in the placeholders' colours."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -76,7 +73,7 @@ def _figure(height_in: float) -> Iterator[Figure]:
         yield Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
 
 
-def _svg(figure: Figure, label: str, ident: str) -> str:
+def to_svg(figure: Figure, label: str, ident: str) -> str:
     """The figure as an SVG element that scales with its box; ids get the prefix `ident`, for they share one page."""
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -100,7 +97,8 @@ def _ranked(systems: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(system["name"], KIND_COLOURS.get(system["kind"], KIND_COLOURS["baseline"])) for system in systems]
 
 
-def _short(name: str, limit: int = 20) -> str:
+def short(name: str, limit: int = 20) -> str:
+    """The name, cut to so many characters with an ellipsis."""
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
@@ -116,7 +114,7 @@ def bars(
         ident: prefix of the ids inside.
     """
     drawn = [(name, colour) for name, colour in _ranked(systems) if name in metrics]
-    with _figure(0.55 + 0.36 * len(drawn)) as figure:
+    with canvas(0.55 + 0.36 * len(drawn)) as figure:
         axes = figure.add_subplot()
         for row, (name, colour) in enumerate(drawn):
             metric = metrics[name]
@@ -125,7 +123,7 @@ def bars(
             spread = [[max(0.0, mean - metric["low"])], [max(0.0, metric["high"] - mean)]]
             axes.errorbar(mean, row, xerr=spread, color=INK, linewidth=1.2, capsize=3)
             axes.text(max(metric["high"], mean) + 0.015, row, f"{mean:.3f}", va="center", color=INK)
-        axes.set_yticks(range(len(drawn)), [_short(name) for name, _ in drawn])
+        axes.set_yticks(range(len(drawn)), [short(name) for name, _ in drawn])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.tick_params(axis="x", length=0)
         axes.invert_yaxis()
@@ -134,7 +132,7 @@ def bars(
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.spines["bottom"].set_visible(False)
-        return _svg(figure, title, ident)
+        return to_svg(figure, title, ident)
 
 
 def curves(
@@ -156,7 +154,7 @@ def curves(
     """
     kinds = {system["name"]: system["kind"] for system in systems}
     drawn = [(name, colour) for name, colour in _ranked(systems) if name in metrics]
-    with _figure(3.6) as figure:
+    with canvas(3.6) as figure:
         axes = figure.add_subplot()
         places = list(range(len(ks)))
         for name, colour in drawn:
@@ -178,7 +176,7 @@ def curves(
         for name, colour in drawn:
             leader = {"arrowstyle": "-", "color": colour, "lw": 1, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
             axes.annotate(
-                _short(name), (places[-1], ends[name]), xytext=(places[-1] + 0.04 * max(1, len(ks) - 1), placed[name]),
+                short(name), (places[-1], ends[name]), xytext=(places[-1] + 0.04 * max(1, len(ks) - 1), placed[name]),
                 va="center", color=INK if kinds[name] == "finetuned" else FAINT, fontsize=11,
                 fontweight="bold" if kinds[name] == "finetuned" else "normal",
                 arrowprops=leader, annotation_clip=False,
@@ -189,7 +187,7 @@ def curves(
         axes.set_ylim(bottom, top)
         axes.grid(axis="x", visible=False)
         axes.tick_params(length=0)
-        return _svg(figure, title, ident)
+        return to_svg(figure, title, ident)
 
 
 def _spread(values: Mapping[str, float], *, gap: float, low: float, high: float) -> dict[str, float]:
@@ -203,95 +201,6 @@ def _spread(values: Mapping[str, float], *, gap: float, low: float, high: float)
         placed[index] = min(placed[index], ceiling)
         ceiling = placed[index] - gap
     return dict(zip(order, placed, strict=True))
-
-
-def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `_POINTS` points: means of equal runs of neighbours."""
-    size = -(-len(points) // _POINTS)
-    runs = [points[i : i + size] for i in range(0, len(points), size)] if size else []
-    return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
-
-
-def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Centred running means over about a twentieth of the points."""
-    half = max(1, len(points) // 40)
-    result = []
-    for i, (x, _) in enumerate(points):
-        window = points[max(0, i - half) : i + half + 1]
-        result.append((x, sum(y for _, y in window) / len(window)))
-    return result
-
-
-def training(
-    steps: Sequence[Mapping[str, Any]],
-    validations: Sequence[Mapping[str, Any]],
-    *,
-    colour: str,
-    title: str,
-    ident: str,
-) -> str:
-    """Loss (each step faint, running mean strong, validation as dots) over learning rate, tokens per second and,
-    where the steps say, the shares of their time and tokens that trained nothing."""
-    from matplotlib.ticker import MaxNLocator
-
-    idle = [(key, label) for key, label in IDLE if any(key in s for s in steps)]
-    with _figure(5.7 if idle else 4.6) as figure:
-        heights = [3.2, 1, 1, 1.1][: 4 if idle else 3]
-        loss, rate, speed, *more = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
-        points = _thin([(s["step"], s["loss"]) for s in steps])
-        loss.plot(*zip(*points, strict=True), color=colour, alpha=0.35, linewidth=1)
-        loss.plot(*zip(*_smooth(points), strict=True), color=colour, label="training")
-        if validations:
-            held_out = [(v["step"], v["validation_loss"]) for v in validations]
-            loss.plot(
-                *zip(*held_out, strict=True), color=INK, marker="o", markersize=5.5, linewidth=1, linestyle=(0, (2, 2)),
-                label="validation",
-            )  # fmt: skip
-        loss.legend(loc="upper right", labelcolor=INK)
-        loss.set_ylabel("loss")
-        _panel(rate, steps, "lr", "learning rate", colour)
-        _panel(speed, steps, "tokens_per_s", "tokens/s", colour)
-        for axes in more:
-            _shares(axes, steps, idle)
-        last = [speed, *more][-1]
-        last.set_xlabel("step")
-        last.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-        figure.align_ylabels()
-        for axes in (loss, rate, speed, *more):
-            axes.tick_params(length=0)
-            axes.grid(axis="x", visible=False)
-        return _svg(figure, title, ident)
-
-
-def _panel(axes: Axes, steps: Sequence[Mapping[str, Any]], key: str, label: str, colour: str) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    points = _thin([(s["step"], s[key]) for s in steps if isinstance(s.get(key), (int, float))])
-    if points:
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4)
-    axes.set_ylabel(label, rotation=0, ha="left", va="bottom")
-    axes.yaxis.set_label_coords(0.0, 1.04)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(2))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-
-
-def _shares(axes: Axes, steps: Sequence[Mapping[str, Any]], idle: Sequence[tuple[str, str]]) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    looks: dict[str, tuple[str, Any]] = {
-        "data_wait": (KIND_COLOURS["teacher"], "-"),
-        "gather": (INK, (0, (3, 1.5))),
-        "padding": (KIND_COLOURS["finetuned"], (0, (1, 1))),
-    }
-    for key, label in idle:
-        colour, dashes = looks[key]
-        points = _smooth(_thin([(s["step"], s[key]) for s in steps if isinstance(s.get(key), (int, float))]))
-        axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, linewidth=1.4, label=label)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(2))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, labelcolor=INK, borderaxespad=0, handlelength=2)
 
 
 def compact(value: float) -> str:
@@ -310,14 +219,14 @@ def times(stages: Iterable[tuple[str, float, float]], *, title: str, ident: str)
     """Where the seconds went: for each (stage, work seconds, overhead seconds) one bar in two parts."""
     rows = list(stages)
     longest = max((work + rest for _, work, rest in rows), default=0.0) or 1.0
-    with _figure(0.95 + 0.32 * len(rows)) as figure:
+    with canvas(0.95 + 0.32 * len(rows)) as figure:
         axes = figure.add_subplot()
         for row, (_, work, rest) in enumerate(rows):
             first, second = ("work", "overhead") if row == 0 else ("_", "_")
             axes.barh(row, work, height=0.64, color=KIND_COLOURS["finetuned"], linewidth=0, label=first)
             axes.barh(row, rest, left=work, height=0.64, color=KIND_COLOURS["bm25"], linewidth=0, label=second)
             axes.text(work + rest + longest * 0.015, row, f"{seconds(work + rest)}", va="center", color=INK)
-        axes.set_yticks(range(len(rows)), [_short(name) for name, _, _ in rows])
+        axes.set_yticks(range(len(rows)), [short(name) for name, _, _ in rows])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.tick_params(axis="x", length=0)
         axes.invert_yaxis()
@@ -327,7 +236,7 @@ def times(stages: Iterable[tuple[str, float, float]], *, title: str, ident: str)
         axes.spines["left"].set_visible(False)
         axes.spines["bottom"].set_visible(False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, labelcolor=INK, borderaxespad=0)
-        return _svg(figure, title, ident)
+        return to_svg(figure, title, ident)
 
 
 def seconds(value: float) -> str:
@@ -351,7 +260,7 @@ def histogram(
         ident: prefix of the ids inside.
     """
     colours = [KIND_COLOURS["finetuned"], KIND_COLOURS["bm25"], KIND_COLOURS["teacher"]]
-    with _figure(2.6) as figure:
+    with canvas(2.6) as figure:
         axes = figure.add_subplot()
         for (name, edges, counts), colour in zip(series, colours, strict=False):
             axes.stairs(counts, edges, fill=True, color=colour, alpha=0.25)
@@ -361,71 +270,4 @@ def histogram(
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, labelcolor=INK, borderaxespad=0)
         axes.grid(axis="x", visible=False)
         axes.tick_params(length=0)
-        return _svg(figure, title, ident)
-
-
-def depths(
-    rows: Sequence[Mapping[str, Any]],
-    cut: Mapping[str, Any] | None,
-    *,
-    kept: int | None,
-    metric: str,
-    title: str,
-    ident: str,
-) -> str:
-    """A metric after every layer with the band of its interval, over how far each layer turns the states.
-
-    Args:
-        rows: `layers`, `recall` (mean, low, high) and `turn` (None for the embeddings).
-        cut: a list cut's `layers` and `recall`, drawn apart: it is no prefix.
-        kept: the depth of the recipe's cut, None where it is a list.
-        metric: name of the metric.
-        title: what is shown, for readers that cannot see it.
-        ident: prefix of the ids inside.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    colour = KIND_COLOURS["finetuned"]
-    places = [row["layers"] for row in rows]
-    means, lows, highs = ([row["recall"][key] for row in rows] for key in ("mean", "low", "high"))
-    with _figure(4.0) as figure:
-        recall, turn = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
-        recall.fill_between(places, lows, highs, color=colour, alpha=0.16, lw=0)
-        recall.plot(places, means, color=colour, marker="o", markersize=4)
-        if kept in places:
-            row = rows[places.index(kept)]
-            recall.axvline(kept, color=FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-            recall.plot(
-                [kept], [row["recall"]["mean"]], color=INK, marker="o", markersize=8, linestyle="none", label="this cut"
-            )
-        if cut is not None:
-            mean, place = cut["recall"]["mean"], len(cut["layers"])
-            spread = [[mean - cut["recall"]["low"]], [cut["recall"]["high"] - mean]]
-            name = f"this cut: layers {', '.join(map(str, cut['layers']))}"
-            recall.errorbar(
-                [place],
-                [mean],
-                yerr=spread,
-                color=INK,
-                marker="D",
-                markersize=6,
-                linestyle="none",
-                capsize=3,
-                label=_short(name, 44),
-            )
-        recall.set_ylim(bottom=0)
-        recall.set_ylabel(metric)
-        if recall.get_legend_handles_labels()[0]:
-            recall.legend(loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK, borderaxespad=0)
-        turned = [(row["layers"], row["turn"]) for row in rows if row["turn"] is not None]
-        turn.bar(*zip(*turned, strict=True), width=0.62, color=KIND_COLOURS["untrained"], linewidth=0)
-        turn.set_ylabel("turn")
-        turn.set_xlabel("layers kept, from the first")
-        turn.set_xlim(-0.6, places[-1] + 0.6)
-        turn.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-        turn.yaxis.set_major_locator(MaxNLocator(2))
-        figure.align_ylabels()
-        for axes in (recall, turn):
-            axes.tick_params(length=0)
-            axes.grid(axis="x", visible=False)
-        return _svg(figure, title, ident)
+        return to_svg(figure, title, ident)

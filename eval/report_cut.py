@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval import charts
+from eval import charts_cut
 from eval.report_parts import make_chart, million
 from eval.run_facts import Stage
 from train.probe import verdict
@@ -23,7 +23,7 @@ def cut(record: Mapping[str, Any] | None, stages: Sequence[Stage]) -> dict[str, 
     kept = _kept(stages)
     rows = record["rows"]
     metric = record["metric"]
-    svg = charts.depths(
+    svg = charts_cut.depths(
         rows, record.get("cut"), kept=kept, metric=metric, title=f"{metric} after every layer of the base", ident="cut"
     )
     convention = record["convention"]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from eval import charts
+from eval import charts, charts_training
 from eval.report_parts import make_chart, number
 from eval.run_facts import Phase
 
@@ -51,7 +51,7 @@ def training(phases: Mapping[str, Phase]) -> list[dict[str, Any]]:
         title = {"pretrain": "Continued pretraining", "finetune": "Contrastive finetuning"}.get(name, name)
         colour = charts.KIND_COLOURS[colours.get(name, "finetuned")]
         label = f"{title}: loss, learning rate, tokens per second"
-        svg = charts.training(phase.steps, phase.validations, colour=colour, title=label, ident=name)
+        svg = charts_training.training(phase.steps, phase.validations, colour=colour, title=label, ident=name)
         facts = _facts(phase)
         claimed = any(label in ("trunk MFU", "HFU") for label, _ in facts)
         convention = phase.summary.get("flops_convention") if claimed else None
