@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 
 from data_prep.errors import UserError
 from train.backbone import copy_tokenizer, parameter_counts
+from train.compiled import compile_where_it_pays
+from train.dropout import set_dropout
 from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config
 from train.flops import Flops, Work
 from train.gather import world
@@ -25,6 +27,7 @@ from train.loader import Prefetch
 from train.meter import Meter
 from train.pair_stream import PairSource, PairStream, load_sources
 from train.phase import PhaseConfig, check_fills, total_steps
+from train.recompute import recompute_layers
 from train.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -201,8 +204,11 @@ def finetune(
     backbone = load_backbone(model, bidirectional=encoder.bidirectional, precision="fp32")
     check_dims(config.matryoshka, encoder.projection or backbone.config.hidden_size)
     layout = attention_layout(backbone, config.layout)
+    set_dropout(backbone, config.dropout)
     if config.activation_checkpointing:
-        backbone.gradient_checkpointing_enable()
+        recompute_layers(backbone)
+    if config.compile:
+        compile_where_it_pays(backbone)
     counts = parameter_counts(backbone)
     flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
     steps = total_steps(config, samples=stream.order.epoch_rows, batch=config.batch_pairs)

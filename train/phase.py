@@ -43,6 +43,8 @@ class PhaseConfig(Section):
     """bf16 on GPUs that have it (fp32 master weights are kept); fp32 on CPUs, where bf16 is emulated and slower."""
     micro_batch_tokens: Annotated[int, Field(gt=0)] = 16384
     """Tokens in one forward pass of a rank: more is faster until memory ends. It never changes the result."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the whole model, whatever its folder says. Above 0 the number of processes changes what is drawn."""
     activation_checkpointing: bool = False
     """Recompute layer activations in the backward pass: less memory, about a third more time."""
     reduce_once: bool = False

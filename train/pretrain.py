@@ -15,6 +15,7 @@ from pydantic import Field
 from data_prep.errors import UserError
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
+from train.dropout import set_dropout
 from train.flops import Flops
 from train.gather import world
 from train.host_linear import use_host_linear
@@ -152,6 +153,7 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     )
     layout = attention_layout(network.get_decoder(), "packed")
     use_host_linear(network)
+    set_dropout(network, config.dropout)
     if config.activation_checkpointing:
         recompute_layers(network)
     if config.compile:
