@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_RATES = ("attention_dropout", "dropout")  # floats that attention modules of transformers hand to the attention function
+_RATES = ("attention_dropout", "dropout")  # floats of attention modules, handed on to the attention function
 
 
 def set_dropout(model: Any, rate: float) -> int:
