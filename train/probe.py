@@ -141,7 +141,7 @@ def states_by_depth(
     budget_tokens: int,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], list[float]]:
-    """Unit vectors of n texts at every depth, in one packed pass.
+    """Unit vectors of n texts at every depth, in one pass: packed, or text by text where packing does not hold.
 
     Args:
         model: a base model of L layers without output head. tokens: the n token sequences.
@@ -155,12 +155,15 @@ def states_by_depth(
     import torch
     import torch.nn.functional as F
 
-    from train.attention import use_packed_attention
+    from train.attention_layout import attention_layout, token_states
     from train.packing import pack, token_chunks
 
     if bidirectional:
         model.config.is_causal = False
-    use_packed_attention(model)
+    layout = attention_layout(model, "packed")
+    lengths = [len(t) for t in tokens]
+    # what cannot be packed goes alone: padding would be pooled
+    chunks = token_chunks(lengths, budget_tokens) if layout == "packed" else [[i] for i in range(len(tokens))]
     layers, norm = layer_stack(model), final_norm(model)
     device = next(model.parameters()).device
     vectors = np.zeros((len(layers) + 1, len(tokens), model.config.hidden_size), dtype=np.float32)
@@ -187,18 +190,18 @@ def states_by_depth(
     handles = [layer.register_forward_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
         with torch.inference_mode():
-            for rows in token_chunks([len(t) for t in tokens], budget_tokens):
+            for rows in chunks:
                 packed = pack([tokens[r] for r in rows], device=device)
                 owner = torch.repeat_interleave(
-                    torch.arange(len(rows), device=device), torch.tensor([len(tokens[r]) for r in rows], device=device)
+                    torch.arange(len(rows), device=device), torch.tensor([lengths[r] for r in rows], device=device)
                 )
-                model(**packed.model_inputs())
+                token_states(model, packed, layout)
                 if progress is not None:
                     progress.advance(len(rows))
     finally:
         for handle in handles:
             handle.remove()
-    return vectors, (turns / sum(map(len, tokens))).tolist()
+    return vectors, (turns / sum(lengths)).tolist()
 
 
 def layer_stack(model: Any) -> Any:

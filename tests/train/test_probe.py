@@ -78,6 +78,29 @@ def test_every_depth_is_the_cut_to_that_depth(world_folder: Path, tmp_path: Path
             assert np.abs(vectors[depth - 1] - expected).max() > 1e-4  # the comparison can fail
 
 
+def test_a_base_that_cannot_be_packed_gives_the_same_states(
+    world_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+    from transformers import AutoModel
+
+    import train.attention_layout
+
+    def states() -> tuple[Any, list[float]]:
+        model = AutoModel.from_pretrained(world_folder / "base")
+        return states_by_depth(model, tokens_of(world_folder, TEXTS), bidirectional=False, budget_tokens=1000)
+
+    packed, turns = states()
+
+    def refuse(model: Any) -> None:
+        raise RuntimeError("no packing here")
+
+    monkeypatch.setattr(train.attention_layout, "use_packed_attention", refuse)
+    alone, turns_alone = states()
+    assert np.abs(packed - alone).max() < 1e-5
+    assert turns == pytest.approx(turns_alone, rel=1e-3)
+
+
 def test_a_turn_is_the_mean_angle_of_a_layer(world_folder: Path) -> None:
     import torch
     from transformers import AutoModel
