@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-# until pretraining imports it from its own file
-from train.objectives.causal_lm import causal_lm_sum as causal_lm_sum
-
 ObjectiveName = Literal["info_nce", "margin", "triplet", "cosent"]
 """How a recipe names a contrastive objective; `matryoshka` wraps any of them."""
 
