@@ -1,0 +1,74 @@
+"""Whole phases on other numbers of ranks: the same samples, the same losses, the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invariance.plan import FINETUNED, PRETRAINED
+from invariance.suite import TOLERANCE, Suite, compare
+
+pytestmark = pytest.mark.slow
+WEIGHTS_TOLERANCE = 1e-4
+"""Of every weight matrix after 20 steps of AdamW, which turns rounding of small gradients into steps of full size."""
+
+
+def metrics(folder: Path, field: str) -> list[Any]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[field] for row in rows if field in row]
+
+
+@pytest.mark.parametrize(("world", "stage"), [(w, s) for w, stages in PRETRAINED.items() for s in stages])
+def test_pretraining_on_rows_that_no_number_of_ranks_divides(suite: Suite, world: int, stage: int) -> None:
+    from invariance.pretraining_reference import pretraining_reference
+    from safetensors.torch import load_file
+
+    suite.facts(world)
+    out = suite.out(world) / f"pretrain-zero{stage}"
+    wanted = pretraining_reference(suite.inputs / "model", suite.inputs / "token_rows" / "train")
+    errors = compare(metrics(out, "loss")[0], load_file(out.with_suffix(".safetensors")), wanted)
+    assert errors.loss <= TOLERANCE
+    assert {n: e for n, e in errors.gradients.items() if e > TOLERANCE} == {}
+    held_out = pretraining_reference(suite.inputs / "model", suite.inputs / "token_rows" / "validation")
+    before = metrics(out, "validation_loss")[0]
+    assert before == pytest.approx(float(held_out["loss"]), rel=TOLERANCE)
+
+
+OTHERS = [(w, s) for w, stages in FINETUNED.items() for s in stages if w > 1]
+
+
+@pytest.mark.parametrize(("world", "stage"), OTHERS)
+def test_twenty_steps_train_on_the_same_samples(suite: Suite, world: int, stage: int) -> None:
+    one = suite.facts(1)["finetune-zero0"]
+    other = suite.facts(world)[f"finetune-zero{stage}"]
+    assert len(one["rows"]) == 20
+    assert other["ranks_agree"]
+    assert other["rows"] == one["rows"]
+    assert other["sequences"] == one["sequences"]
+    assert len({query for step in one["rows"][:9] for query, _ in step}) == 90, "an epoch uses every pair once"
+
+
+@pytest.mark.parametrize(("world", "stage"), OTHERS)
+def test_twenty_steps_end_with_the_same_weights(suite: Suite, world: int, stage: int) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    suite.facts(1)
+    suite.facts(world)
+    one, other = suite.out(1) / "finetune-zero0", suite.out(world) / f"finetune-zero{stage}"
+    assert metrics(other, "loss") == pytest.approx(metrics(one, "loss"), rel=WEIGHTS_TOLERANCE)
+    assert metrics(other, "grad_norm") == pytest.approx(metrics(one, "grad_norm"), rel=10 * WEIGHTS_TOLERANCE)
+    assert any(norm > 0.5 for norm in metrics(one, "grad_norm")), "clipping was at work"
+    for file in ("model.safetensors", "projection.safetensors"):
+        wanted, found = load_file(one / "model" / file), load_file(other / "model" / file)
+        assert set(found) == set(wanted)
+        for name, weight in wanted.items():
+            error = float((found[name] - weight).norm() / weight.norm())
+            assert error <= WEIGHTS_TOLERANCE, name
+    begun = load_file(suite.inputs / "models" / "llama" / "model.safetensors")
+    moved = load_file(one / "model" / "model.safetensors")
+    distances = [float((moved[n] - begun[n]).norm() / begun[n].norm()) for n in begun]
+    assert min(distances) > 50 * WEIGHTS_TOLERANCE, "the weights went much farther than they may differ"
+    assert torch.isfinite(moved["norm.weight"]).all()
