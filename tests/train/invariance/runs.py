@@ -33,7 +33,7 @@ FINETUNE: dict[str, Any] = {
 }  # fmt: skip
 PRETRAIN: dict[str, Any] = {
     "precision": "fp32", "batch_rows": 7, "max_steps": 2, "micro_batch_tokens": 90, "gradient_clip": 0.0,
-    "learning_rate": 1e-3, "warmup_steps": 0, "validation_rows": 5,
+    "learning_rate": 1e-3, "warmup_steps": 0, "validation_rows": 7,
 }  # fmt: skip
 
 

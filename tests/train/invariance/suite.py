@@ -146,3 +146,20 @@ class Suite:
         facts = self.facts(case.world, device)[name]
         gradients = load_file(self.out(case.world, device) / f"{name}.safetensors")
         return compare(facts["loss"], gradients, self.reference(case.definition))
+
+    def weights_error(self, world: int, stage: int, *, device: str = "cpu") -> dict[str, float]:
+        """After the run of 20 steps: |difference| / |weight| of every weight from that of one rank under ZeRO-0."""
+        from safetensors.torch import load_file
+
+        self.facts(1, device)
+        self.facts(world, device)
+        found: dict[str, float] = {}
+        for file in ("model.safetensors", "projection.safetensors"):
+            one, other = (
+                load_file(self.out(ranks, device) / f"finetune-zero{zero}" / "model" / file)
+                for ranks, zero in ((1, 0), (world, stage))
+            )
+            if set(one) != set(other):
+                raise AssertionError(f"other weights: {sorted(set(one) ^ set(other))}")
+            found |= {name: float((other[name] - weight).norm() / weight.norm()) for name, weight in one.items()}
+        return found

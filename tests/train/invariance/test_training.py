@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from invariance.plan import FINETUNED, PRETRAINED
 from invariance.suite import TOLERANCE, Suite, compare
+
+from data_prep.shards import Shards
 
 pytestmark = pytest.mark.slow
 WEIGHTS_TOLERANCE = 1e-4
@@ -47,7 +50,8 @@ def test_twenty_steps_train_on_the_same_samples(suite: Suite, world: int, stage:
     assert other["ranks_agree"]
     assert other["rows"] == one["rows"]
     assert other["sequences"] == one["sequences"]
-    assert len({query for step in one["rows"][:9] for query, _ in step}) == 90, "an epoch uses every pair once"
+    stored = Counter(Shards(suite.inputs / "many_pairs", "pairs").column("query"))
+    assert Counter(query for step in one["rows"][:9] for query, _ in step) == stored, "an epoch uses every pair once"
 
 
 @pytest.mark.parametrize(("world", "stage"), OTHERS)
@@ -55,20 +59,14 @@ def test_twenty_steps_end_with_the_same_weights(suite: Suite, world: int, stage:
     import torch
     from safetensors.torch import load_file
 
-    suite.facts(1)
-    suite.facts(world)
+    errors = suite.weights_error(world, stage)
+    assert {name: e for name, e in errors.items() if e > WEIGHTS_TOLERANCE} == {}
     one, other = suite.out(1) / "finetune-zero0", suite.out(world) / f"finetune-zero{stage}"
     assert metrics(other, "loss") == pytest.approx(metrics(one, "loss"), rel=WEIGHTS_TOLERANCE)
     assert metrics(other, "grad_norm") == pytest.approx(metrics(one, "grad_norm"), rel=10 * WEIGHTS_TOLERANCE)
     assert any(norm > 0.5 for norm in metrics(one, "grad_norm")), "clipping was at work"
-    for file in ("model.safetensors", "projection.safetensors"):
-        wanted, found = load_file(one / "model" / file), load_file(other / "model" / file)
-        assert set(found) == set(wanted)
-        for name, weight in wanted.items():
-            error = float((found[name] - weight).norm() / weight.norm())
-            assert error <= WEIGHTS_TOLERANCE, name
     begun = load_file(suite.inputs / "models" / "llama" / "model.safetensors")
     moved = load_file(one / "model" / "model.safetensors")
     distances = [float((moved[n] - begun[n]).norm() / begun[n].norm()) for n in begun]
-    assert min(distances) > 50 * WEIGHTS_TOLERANCE, "the weights went much farther than they may differ"
+    assert min(distances) > 20 * WEIGHTS_TOLERANCE, "the weights went much farther than they may differ"
     assert torch.isfinite(moved["norm.weight"]).all()
