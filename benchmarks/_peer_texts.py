@@ -85,10 +85,10 @@ def words(data: Path | None, generator: Any, *, count: int) -> list[str]:
 def make_world(
     folder: Path, *, shape: Shape, lengths: Lengths, pairs: int, data: Path | None, seed: int, head: bool = False
 ) -> dict[str, Any]:
-    """Write `model/` (a Hugging Face folder with tokenizer), `st/` (the same for sentence-transformers), `pairs/`.
+    """Write `model/` (a Hugging Face folder with tokenizer), `st/` (for sentence-transformers), `pairs/`.
 
     Args:
-        pairs: rows of the pair shards. head: keep an output head in `model/`, for pretraining.
+        pairs: rows of the pair shards. head: keep an output head in `model/`, for pretraining, and write no `st/`.
 
     Returns:
         Facts: measured token lengths, parameters, vocabulary.
@@ -109,7 +109,7 @@ def make_world(
     config = TokenizerConfig(vocab_size=shape.vocabulary)
     train_tokenizer(config, documents=folder / "documents", out=folder / "tokenizer", progress=quiet)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    per_word = len(tokenizer(" ".join(stream[:20_000]))["input_ids"]) / 20_000
+    per_word = len(tokenizer.tokenize(" ".join(stream[:2_000]))) / 2_000
 
     def text(tokens: int) -> str:
         size = max(2, round((tokens - 2) / per_word))
@@ -144,7 +144,8 @@ def make_world(
     saved.save_pretrained(folder / "model")
     tokenizer.save_pretrained(str(folder / "model"))
     save_encoder_config(EncoderConfig(max_tokens=lengths.longest), folder / "model")
-    write_folder(folder / "model", folder / "st")
+    if not head:
+        write_folder(folder / "model", folder / "st")
     return {
         "shape": asdict(shape),
         "parameters": sum(p.numel() for p in network.model.parameters()),

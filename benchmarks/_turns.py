@@ -24,6 +24,7 @@ Job = dict[str, Any]
 OURS = ("rumpun", "pretraining")
 SETTINGS = {
     "loss": "",
+    "attention": "",
     "mini_batch_size": "mini_batch_size",
     "mini_batch_num_tokens": "mini_batch_num_tokens",
     "sub_batch_size": "sub_batch_size",

@@ -238,8 +238,8 @@ def main(argv: list[str] | None = None) -> int:
         "decay, no weight decay, no dropout, fp32. sentence-transformers in the fastest of the settings tried: "
         f"{label(runs.setting)}.",
         "Time of sentence-transformers over rumpun's, round by round, median (least–greatest): "
-        f"{runs.ratio('wall')} by wall time, {runs.ratio('cpu')} by CPU time. Largest relative difference of the losses of all steps: "
-        f"{runs.worst:.1e}.",
+        f"{runs.ratio('wall')} by wall time, {runs.ratio('cpu')} by CPU time. "
+        f"Largest relative difference of the losses of all steps: {runs.worst:.1e}.",
     ]
     if scores:
         head = ["recall@10", *next(iter(scores.values())), "mean over sets [95 % interval]"]

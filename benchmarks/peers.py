@@ -4,6 +4,7 @@
     python benchmarks/peers.py                              CPU: pairs per second, and the first 20 losses
     python benchmarks/peers.py --python VENV/bin/python     the peers of that environment (FlagEmbedding, tevatron)
     python benchmarks/peers.py --device cuda                a 1B cut on a GPU: MFU, memory, and the same comparison
+    python benchmarks/peers.py --quick --rehearse           the GPU's measurements at toy size on the CPU
 
 Each peer gets its best: first every setting of it trains a few steps, then the fastest one of each library takes turns
 with rumpun. Texts have a long tail of lengths (median 60 tokens, 95th percentile 500, cut at 512). The run fails where
@@ -36,6 +37,7 @@ def settings(*, quick: bool, device: str) -> dict[str, list[Job]]:
     """The settings of each library among which its best is sought."""
     cached = {"side": "sentence-transformers", "loss": "cached"}
     plain = {"side": "sentence-transformers", "loss": "mnrl"}
+    flash = {"attention": "flash_attention_2"}  # with it the library leaves the padding out
     if quick:
         return {"sentence-transformers": [plain, {**cached, "mini_batch_size": 4}]}
     sizes, budgets = ((1, 2, 4, 8, 32), (256, 1024, 4096)) if device == "cpu" else ((8, 32, 128), (4096, 16384, 65536))
@@ -46,6 +48,11 @@ def settings(*, quick: bool, device: str) -> dict[str, list[Job]]:
             *({**cached, "mini_batch_num_tokens": n} for n in budgets),
             # no library lays the rows of a batch by length: we do it for them, to see what they could reach
             *({**cached, "mini_batch_num_tokens": n, "sorted": True} for n in budgets[1:]),
+            *(
+                []
+                if device == "cpu"
+                else [{**plain, **flash}, {**cached, **flash, "mini_batch_num_tokens": budgets[1]}]
+            ),
         ],
         "FlagEmbedding": [
             *({"side": "FlagEmbedding", "sub_batch_size": n} for n in (-1, *sizes)),
@@ -119,10 +126,13 @@ def choose(bench: Bench) -> tuple[dict[str, Job], list[str], list[tuple[str, str
     chosen: dict[str, Job] = {"rumpun": {"side": "rumpun"}}
     missing: list[str] = []
     rows: list[tuple[str, str, str]] = []
-    for library, candidates in settings(quick=args.quick or args.rehearse, device=args.device).items():
+    for library, candidates in settings(quick=args.quick, device=args.device).items():
         reason = why_not(args.python, NEEDS[library])
         if reason:
             missing.append(f"{library} was not compared: `{reason}`.")
+            continue
+        if args.quick:
+            chosen |= {f"{library} ({label(job)})": job for job in candidates}
             continue
         print(f"seeking the best of {library}", flush=True)
         trials = bench.arena.trials(candidates, steps=args.trial, clock=bench.clock)
@@ -196,18 +206,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="toy size")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rehearse", action="store_true", help="run the GPU measurements at toy size on the CPU")
+    parser.add_argument("--only", choices=("peers", "alone"), help="GPU: one half of the run, where time is short")
     parser.add_argument("--data", type=Path, help="data folder with corpora/: real words instead of generated ones")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the peers installed")
     parser.add_argument("--threads", type=int, default=1, help="OpenMP threads of every process")
     parser.add_argument("--batch", type=int, help="pairs in a batch")
     parser.add_argument("--rounds", type=int, help="rounds of turns")
     parser.add_argument("--steps", type=int, help="steps in a turn")
-    parser.add_argument("--query-median", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate, constant")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="Markdown file for the results; a .json is written beside it")
     args = parser.parse_args(argv)
-    small = args.quick or args.rehearse
+    args.quick = small = args.quick or args.rehearse
     args.warm = 1 if small else 2
     args.trial = 1 if args.device == "cpu" else 2
     args.rounds = args.rounds or (2 if small else 6)
@@ -220,13 +230,13 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write the page. Returns 1 where the losses do not agree."""
     args = parse(argv)
     load = os.getloadavg()[0]
-    small = args.quick or args.rehearse
+    small = args.quick
     shape = TOY if small else Shape() if args.device == "cpu" else LLAMA2_7B_CUT
     lengths = Lengths(median=12, p95=50, longest=64) if small else Lengths()
     with tempfile.TemporaryDirectory(prefix="rumpun-peers-") as temporary:
         bench = Bench(args, Path(temporary), shape=shape, lengths=lengths, batch=args.batch)
-        parts, blocks, agree = compare(bench)
-        if args.device == "cuda" or args.rehearse:
+        parts, blocks, agree = ([], {}, True) if args.only == "alone" else compare(bench)
+        if (args.device == "cuda" or args.rehearse) and args.only != "peers":
             more, phases = cuda_lines(bench, shape=shape, lengths=lengths, small=small)
             parts += more
             blocks |= phases
