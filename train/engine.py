@@ -2,7 +2,7 @@
 
 Invariant: after `backward` of every micro-batch and one `step`, the update equals that of one process which averaged
 over the whole global batch, under every ZeRO stage. DeepSpeed averages gradients over ranks; losses arrive scaled so
-that this average is the global mean (train/objectives.py).
+that this average is the global mean (train/gradcache.py, train/token_rows.py).
 """
 
 from __future__ import annotations

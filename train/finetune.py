@@ -25,6 +25,7 @@ from train.flops import Flops, Work
 from train.gather import world
 from train.loader import Prefetch
 from train.meter import Meter
+from train.objectives import ObjectiveName
 from train.pair_stream import PairSource, PairStream, load_sources
 from train.phase import PhaseConfig, check_fills, total_steps
 from train.recompute import recompute_layers
@@ -48,7 +49,7 @@ class FinetuneConfig(PhaseConfig):
 
     batch_pairs: Annotated[int, Field(gt=1)] = 64
     """Queries in one optimiser step, over all ranks; each sees the passages of all the others as negatives."""
-    loss: Literal["info_nce", "margin", "triplet", "cosent"] = "info_nce"
+    loss: ObjectiveName = "info_nce"
     """`info_nce` over the texts of all ranks; `margin` is the paper's pairwise loss and `triplet` compares a positive
     with each stored negative; `cosent` orders (query, passage) pairs by their teacher scores."""
     temperature: Annotated[float, Field(gt=0)] = 0.05

@@ -1,7 +1,7 @@
-"""Sequences laid end to end in one stream, and the dealing of rows to ranks.
+"""Sequences laid end to end in one stream.
 
 A packed stream computes no padding: positions restart at 0 in every sequence and attention (train/attention.py) stays
-inside it. Dealing decides which rank computes a row; it never changes the result.
+inside it.
 """
 
 from __future__ import annotations
@@ -110,20 +110,6 @@ def padded(packed: Packed) -> tuple[dict[str, Any], torch.Tensor]:
         "attention_mask": kept.long(),
         "use_cache": False,
     }, kept
-
-
-def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
-    """Deal rows to ranks in equal numbers and nearly equal cost.
-
-    Rows are sorted by cost and dealt in a snake (0…R-1, R-1…0, …). Ties go by row number, so every rank that computes
-    the dealing gets the same answer. `len(costs)` must be a multiple of `ranks`.
-    """
-    order = sorted(range(len(costs)), key=lambda row: (-costs[row], row))
-    hands: list[list[int]] = [[] for _ in range(ranks)]
-    for place, row in enumerate(order):
-        lap, seat = divmod(place, ranks)
-        hands[seat if lap % 2 == 0 else ranks - 1 - seat].append(row)
-    return hands
 
 
 def token_chunks(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:

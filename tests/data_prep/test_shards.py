@@ -38,7 +38,9 @@ def test_same_rows_same_bytes(tmp_path: Path) -> None:
 def test_numpy_rows_in_token_shards(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "tokens") as writer:
         writer.append({"input_ids": np.arange(5, dtype=np.int32), "document_starts": np.array([0, 3], dtype=np.int32)})
-    assert list(Shards(tmp_path, "tokens")) == [{"input_ids": [0, 1, 2, 3, 4], "document_starts": [0, 3], "source": None}]
+    assert list(Shards(tmp_path, "tokens")) == [
+        {"input_ids": [0, 1, 2, 3, 4], "document_starts": [0, 3], "source": None}
+    ]
 
 
 def test_empty_folder_of_shards(tmp_path: Path) -> None:

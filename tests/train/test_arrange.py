@@ -38,7 +38,9 @@ def test_a_window_keeps_its_samples_and_epochs(batch: int, texts: int, seed: int
 def test_repeats_are_moved_apart() -> None:
     rng = random.Random(0)
     batch = 32
-    keys = {p: (rng.randrange(400), 1000 + p) for p in range(WINDOW * batch)}  # one text in 400 is repeated all the time
+    keys = {
+        p: (rng.randrange(400), 1000 + p) for p in range(WINDOW * batch)
+    }  # one text in 400 is repeated all the time
     in_order = [[b * batch + i for i in range(batch)] for b in range(WINDOW)]
     batches, left = arranged_window(0, batch=batch, keys=keys.__getitem__, group=lambda p: None)
     assert shared(in_order, keys) > 30
@@ -46,7 +48,7 @@ def test_repeats_are_moved_apart() -> None:
 
 
 def test_what_cannot_be_arranged_is_counted() -> None:
-    batches, left = arranged_window(0, batch=4, keys=lambda p: (7,), group=lambda p: None)
+    _, left = arranged_window(0, batch=4, keys=lambda p: (7,), group=lambda p: None)
     assert left == [4] * WINDOW
 
 

@@ -69,7 +69,9 @@ def test_batches_of_one_source_still_use_every_row_once_an_epoch(rows: list[int]
     order = GlobalOrder(sources, fingerprint="f", seed=seed, block=block)
     n = order.epoch_rows
     for epoch in range(3):
-        assert Counter(order[epoch * n + i] for i in range(n)) == Counter((s, r) for s, c in enumerate(rows) for r in range(c))
+        assert Counter(order[epoch * n + i] for i in range(n)) == Counter(
+            (s, r) for s, c in enumerate(rows) for r in range(c)
+        )
 
 
 def test_nearly_all_batches_are_of_one_source() -> None:

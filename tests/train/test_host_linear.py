@@ -15,6 +15,7 @@ needs_onednn = pytest.mark.skipif(
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_linear, "onednn_is_better", lambda: True)
+    monkeypatch.setattr(host_linear, "WORTH", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 

@@ -1,4 +1,4 @@
-"""Packing, dealing, and attention that never crosses a sequence."""
+"""Packing, and attention that never crosses a sequence."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.packing import deal, pack, token_chunks
-
-
-@given(st.lists(st.integers(1, 500), min_size=4, max_size=64), st.sampled_from([1, 2, 4]))
-def test_dealing_is_fair_and_complete(costs: list[int], ranks: int) -> None:
-    costs = costs[: len(costs) // ranks * ranks]
-    hands = deal(costs, ranks)
-    assert sorted(i for h in hands for i in h) == list(range(len(costs)))
-    assert {len(h) for h in hands} == {len(costs) // ranks}
-    sums = [sum(costs[i] for i in h) for h in hands]
-    assert max(sums) - min(sums) <= max(costs)
+from train.packing import pack, token_chunks
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=50), st.integers(50, 300))
