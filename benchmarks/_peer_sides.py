@@ -8,7 +8,6 @@ _peer_texts.py), `batches` (JSON lines, one list of [query, passage] a step), `s
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -41,6 +40,11 @@ def memory(device: str) -> dict[str, float]:
 
         return {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
     return {"peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+
+
+def ahead(job: Job) -> int:
+    """Batches made in the background. None where sides take turns: they would be made while another is timed."""
+    return 2 if job["device"] == "cuda" else 0
 
 
 def start_one_rank() -> None:
@@ -76,6 +80,7 @@ def rumpun(job: Job, gate: Gate) -> None:
     from train.finetune import FinetuneConfig, shared_facts, train_step
     from train.flops import Flops, Work
     from train.graph_memory import GraphMemory
+    from train.loader import Prefetch
 
     torch.manual_seed(job["seed"])
     config, encoder = FinetuneConfig(**job["finetune"]), EncoderConfig(**job["encoder"])
@@ -106,9 +111,10 @@ def rumpun(job: Job, gate: Gate) -> None:
         save_encoder_config(encoder, out)
 
     gate.tell, gate.save = tell, save
-    for step in itertools.count():
+    hands = Prefetch(stream, range(job["steps"]), depth=ahead(job))
+    while True:
         gate.next_step()
-        facts = train_step(engine, stream(step), config, graphs, layout=layout)
+        facts = train_step(engine, next(hands), config, graphs, layout=layout)
         engine.step()
         loss, work, _ = shared_facts(facts, engine.device)
         done[0] = done[0] + work
@@ -125,6 +131,7 @@ def pretraining(job: Job, gate: Gate) -> None:
     from train.cursor import GlobalOrder, Source
     from train.engine import Engine
     from train.flops import Flops, Work
+    from train.loader import Prefetch
     from train.pretrain import PretrainConfig, backward_batch, make_language_model
     from train.token_rows import TokenBatches, TokenRows
 
@@ -154,9 +161,10 @@ def pretraining(job: Job, gate: Gate) -> None:
         }  # fmt: skip
 
     gate.tell = tell
-    for step in itertools.count():
+    prepared = Prefetch(batches, range(job["steps"]), depth=ahead(job))
+    while True:
         gate.next_step()
-        batch = batches(step)
+        batch = next(prepared)
         loss = backward_batch(engine, batch)
         engine.step()
         done[0] = done[0] + batch.work
@@ -182,6 +190,7 @@ def hugging_face_arguments(job: Job) -> dict[str, Any]:
         "use_cpu": job["device"] != "cuda",
         "bf16": job["device"] == "cuda",
         "dataloader_pin_memory": job["device"] == "cuda",
+        "dataloader_num_workers": ahead(job),
         "logging_nan_inf_filter": False,  # it would look at every loss, which waits for the device
     }
 

