@@ -277,6 +277,8 @@ class Plan:
             "loss_last",
             "validation_loss_before",
             "validation_loss_after",
+            "head_parameters_left_out",
+            "head_training_bytes_left_out",
         )
         return {k: summary[k] for k in wanted if summary.get(k) is not None}
 

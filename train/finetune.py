@@ -30,6 +30,7 @@ from train.pair_stream import PairSource, PairStream, load_sources
 from train.phase import PhaseConfig, check_fills, total_steps
 from train.recompute import recompute_layers
 from train.telemetry import Telemetry
+from train.unused_head import unused_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -210,7 +211,7 @@ def finetune(
         recompute_layers(backbone)
     if config.compile:
         compile_where_it_pays(backbone)
-    counts = parameter_counts(backbone)
+    counts, left_out = parameter_counts(backbone), unused_parameters(model)
     flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
     steps = total_steps(config, samples=stream.order.epoch_rows, batch=config.batch_pairs)
     module = make_encoder(backbone, encoder, layout=layout)
@@ -268,5 +269,7 @@ def finetune(
             save_s=meter.elapsed_s - train_s,
             layout=layout,
             truncated=truncated,
+            head_parameters_left_out=left_out.parameters,
+            head_training_bytes_left_out=left_out.training_bytes,
         )
     )

@@ -60,6 +60,11 @@ def test_everything_is_there_and_numbers_come_from_the_run(finished: Path) -> No
         assert list((run / phase / "tensorboard").iterdir())
     summary = read_json(run / "pretrain" / "summary.json")
     assert summary["validation_loss_after"] < summary["validation_loss_before"]
+    # what the pretrained folder holds beyond the base model: the untied head, width x vocabulary
+    shape = read_json(run / "pretrain" / "model" / "config.json")
+    summary = read_json(run / "finetune" / "summary.json")
+    assert summary["head_parameters_left_out"] == shape["hidden_size"] * shape["vocab_size"]
+    assert summary["layout"] == "packed" and summary["padding"] == 0
     page = (run / "report" / "report.html").read_text()
     assert "<script" not in page and "src=" not in page and 'href="http' not in page
     recall = next(m for m in results["means"] if m["system"] == "finetuned" and m["subset"] == "all")["metrics"][
