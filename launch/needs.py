@@ -81,7 +81,8 @@ def needs_of(recipe: Recipe, *, data: Path | None) -> Iterator[str]:
         f", {whole / GIB:,.0f} GiB for the base's download" if whole else ""
     )
     yield from _probe_lines(recipe, shape, deep)
-    yield from _memory_lines(recipe, parameters)
+    head = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+    yield from _memory_lines(recipe, {"pretrain": parameters, "finetune": parameters - head})
 
 
 def _base_note(model: str | None) -> str:
@@ -116,8 +117,12 @@ def _probe_lines(recipe: Recipe, shape: Any, deep: int) -> Iterator[str]:
         )
 
 
-def _memory_lines(recipe: Recipe, parameters: int) -> Iterator[str]:
-    """Training state per process: weights, gradients and AdamW's two moments, sharded as the ZeRO stage shards them."""
+def _memory_lines(recipe: Recipe, parameters: dict[str, int]) -> Iterator[str]:
+    """Training state per process: weights, gradients and AdamW's two moments, sharded as the ZeRO stage shards them.
+
+    Args:
+        parameters: of each phase; finetuning leaves the output head behind.
+    """
     n = recipe.launch.nproc
     for name, phase in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         low = 2 if phase.precision == "bf16" else 4
@@ -128,7 +133,7 @@ def _memory_lines(recipe: Recipe, parameters: int) -> Iterator[str]:
             + low / (n if stage >= 2 else 1)
             + (0 if phase.offload else master / (n if stage >= 1 else 1))
         )
-        gib = parameters * each / GIB
+        gib = parameters[name] * each / GIB
         device = (
             f"{max(1, math.ceil(gib * 1.5 / 8) * 8)} GiB or more a GPU"
             if phase.precision == "bf16"
