@@ -20,7 +20,9 @@ from data_prep.errors import UserError
 from data_prep.evaluation_sets import EvaluationSet, load_set
 from data_prep.files import disk_errors, write_json
 from eval import metrics
+from eval.baselines import DenseRanker
 from eval.systems import System
+from train.encoder import TextEncoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +74,10 @@ class EvalConfig(Section):
 def evaluate(
     config: EvalConfig, *, sets: list[Path], systems: list[System], out: Path, seed: int, progress: Progress
 ) -> dict[str, int | float]:
-    """Measure all systems on all sets; write `results.json`, `examples.json` and `ranks/SYSTEM__SET.parquet` to `out`.
+    """Measure all systems on all sets.
+
+    Writes to `out`: `results.json`, `examples.json`, `ranks/SYSTEM__SET.parquet`, and `encoding.json`, which says how
+    fast our own models encoded.
 
     Args:
         config: the [eval] table.
@@ -94,6 +99,7 @@ def evaluate(
     samples: dict[tuple[str, str, str], NDArray[np.float64]] = {}
     means: dict[tuple[str, str, str], NDArray[np.float64]] = {}
     examples: dict[str, list[dict[str, Any]]] = {}
+    encoding: dict[str, dict[str, Any]] = {}
     (out / "ranks").mkdir(parents=True, exist_ok=True)
     progress.begin("evaluate", total=len(systems) * sum(len(s.queries) for s in loaded), unit="queries")
     for system in systems:
@@ -106,6 +112,8 @@ def evaluate(
                 _score(config, seed, system, task, ranked, samples, means)
                 wrong += _write_ranks(out / "ranks" / rank_file(system.name, task.name), task, ranked, scores)
             progress.advance(len(task.queries), system=system.name)
+        if isinstance(ranker, DenseRanker) and isinstance(ranker.embedder, TextEncoder):
+            encoding[system.name] = ranker.embedder.speed()
         examples[system.name] = _worst(wrong)
         del ranker
         _free()
@@ -113,6 +121,7 @@ def evaluate(
         results = _results(config, seed, systems, loaded, samples, means)
     write_json(out / "results.json", results)
     write_json(out / "examples.json", examples)
+    write_json(out / "encoding.json", encoding)
     queries = sum(len(s.queries) for s in loaded)
     return {
         "systems": len(systems),

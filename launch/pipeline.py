@@ -171,7 +171,7 @@ class Plan:
         add(
             "eval", (*made, *measured),
             {"eval": recipe.eval.model_dump(), "encoder": recipe.encoder.model_dump(), "seed": seed},
-            self._eval, external=self._set_files,
+            self._eval, external=self._set_files, volatile=("encoding.json",),
         )  # fmt: skip
         add("export", ("corpus", "finetune"), {"export": recipe.export.model_dump()}, self._export)
         everything = tuple(s.name for s in found)
@@ -277,6 +277,7 @@ class Plan:
             "loss_last",
             "validation_loss_before",
             "validation_loss_after",
+            "truncated",
             "head_parameters_left_out",
             "head_training_bytes_left_out",
         )

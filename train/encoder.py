@@ -17,7 +17,9 @@ from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from train.attention_layout import Layout, attention_layout, learned_positions, token_states
+from train.flops import Flops, Work
 from train.host_linear import use_host_linear
+from train.meter import Meter
 from train.packing import pack, token_chunks
 from train.pooling import PoolingKind, pool
 
@@ -232,17 +234,26 @@ class TextEncoder:
         self.dimension: int = config.projection or backbone.config.hidden_size
         self.truncated = 0
         self._module = module.to(self._device).eval()
+        flops = Flops.of(backbone.config, bidirectional=config.bidirectional)
+        self._meter = Meter(None, flops=flops, device=self._device, precision=precision, training=False)
+        self._layout = layout
 
     def embed(self, texts: Sequence[str], *, role: Role, progress: Progress | None = None) -> NDArray[np.float32]:
         """Unit vectors [len(texts), dimension] in the order of the texts; counts those cut short in `truncated`."""
         import numpy as np
         import torch
 
-        tokens = tokenise(self._tokenizer, texts, self.config, role)
+        self._meter.begin_step()
+        with self._meter.waiting():
+            tokens = tokenise(self._tokenizer, texts, self.config, role)
         self.truncated += tokens.truncated
         vectors = np.zeros((len(tokens.ids), self.dimension), dtype=np.float32)
+        lengths = [len(t) for t in tokens.ids]
+        computed: list[int] = []
         with torch.inference_mode():
-            for rows in token_chunks([len(t) for t in tokens.ids], self._budget):
+            for rows in token_chunks(lengths, self._budget):
+                longest = max(lengths[r] for r in rows)
+                computed += [longest if self._layout == "padded" else lengths[r] for r in rows]
                 packed = pack(
                     [tokens.ids[r] for r in rows],
                     skip=[tokens.skip[r] for r in rows] if self.config.mask_prompts else None,
@@ -251,7 +262,12 @@ class TextEncoder:
                 vectors[rows] = self._module(packed).cpu().numpy()
                 if progress is not None:
                     progress.advance(len(rows))
+        self._meter.end_step(work=Work.of(lengths, computed=computed))
         return vectors
+
+    def speed(self) -> dict[str, Any]:
+        """What the meter says of all texts embedded so far: tokens, rates, padding, tokenising (`data_wait`), MFU."""
+        return self._meter.totals()
 
 
 def read_projection(folder: Path, config: EncoderConfig) -> dict[str, torch.Tensor]:

@@ -54,6 +54,9 @@ def test_everything_is_there_and_numbers_come_from_the_run(finished: Path) -> No
     results = read_json(run / "eval" / "results.json")
     assert [s["name"] for s in results["systems"]] == ["bm25", "teacher", "untrained", "pretrained", "finetuned"]
     assert read_json(run / "export" / "parity.json")["max_abs_difference"] < 1e-5
+    encoding = read_json(run / "eval" / "encoding.json")
+    assert set(encoding) == {"untrained", "pretrained", "finetuned"}
+    assert all(e["tokens_per_s"] > 0 and e["padding"] == 0 for e in encoding.values())
     for phase in ("pretrain", "finetune"):
         summary = read_json(run / phase / "summary.json")
         assert (summary["world_size"], summary["zero_stage"], summary["steps"]) == (2, 1, 6)

@@ -260,3 +260,12 @@ def test_a_head_left_behind_is_no_news_and_a_missing_tensor_is(
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 tensors .*norm\.weight"):
         load_backbone(tmp_path, bidirectional=False, precision="fp32")
+
+
+def test_an_encoder_says_how_fast_it_was(projected: Path) -> None:
+    encoder = load_encoder(projected)
+    encoder.embed(["banjir di jalan", "nasi"], role="passage")
+    encoder.embed(["hujan"], role="query")
+    speed = encoder.speed()
+    assert speed["sequences"] == 3 and speed["tokens"] > 3 and speed["tokens_per_s"] > 0 and speed["padding"] == 0
+    assert "trunk_mfu" not in speed, "the peak of a CPU is not known"
