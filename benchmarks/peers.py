@@ -214,7 +214,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps in a turn")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate, constant")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="Markdown file for the results; a .json is written beside it")
+    parser.add_argument("--out", type=Path, help="Markdown file for the results, with every block in a .json beside it")
     args = parser.parse_args(argv)
     args.quick = small = args.quick or args.rehearse
     args.warm = 1 if small else 2 if args.device == "cpu" else 3
@@ -257,7 +257,8 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or (None if small else _facts.RESULTS / f"peers_{args.device}.md")
     if out:
         out.write_text(page)
-        out.with_suffix(".json").write_text(json.dumps(as_json(blocks)))
+        if args.out:
+            out.with_suffix(".json").write_text(json.dumps(as_json(blocks)))
     if not agree:
         print(f"the losses differ by more than {TOLERANCE:g}", file=sys.stderr)
     return 0 if agree else 1
