@@ -36,8 +36,6 @@ _FACTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("rank_imbalance", "tokens of the busiest rank above the mean", _percent),
     ("chunks", "forward passes of a rank in a step", _plain),
     ("kept_chunks", "of these kept their graph", _plain),
-    ("reductions", "gradient reductions a step", _plain),
-    ("hidden_share", "candidates hidden as false negatives", _percent),
     ("duplicates_in_batch", "samples of a batch that share a text", _plain),
 )
 _RATES = ("tokens_per_s", "sequences_per_s")  # old summaries lack them, and the note says their like

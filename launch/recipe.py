@@ -83,6 +83,13 @@ class Recipe(Section):
                 kept_layers(self.truncate.layers, self.base.random.layers)
             except UserError as error:
                 raise ValueError(str(error)) from error
+            # known here, so it need not wait until finetuning finds it out
+            width = self.encoder.projection or self.base.random.hidden
+            if self.finetune.matryoshka and max(self.finetune.matryoshka) > width:
+                raise ValueError(
+                    f"finetune.matryoshka = {self.finetune.matryoshka}: holds a dimension above the model's {width}. "
+                    f"Fix: use dimensions up to {width}"
+                )
         on = [name for name in ("pairs", "mine", "synth") if getattr(self, name) is not None]
         if not set(on) & set(self.finetune.blend):
             raise ValueError(

@@ -87,7 +87,9 @@ class FinetuneConfig(PhaseConfig):
     @model_validator(mode="after")
     def _triplets_need_negatives(self) -> FinetuneConfig:
         if self.loss == "triplet" and not self.hard_negatives:
-            raise ValueError("loss = 'triplet': needs stored negatives. Fix: set hard_negatives to 1 or more")
+            raise ValueError(
+                "finetune.loss = 'triplet': needs stored negatives. Fix: set finetune.hard_negatives to 1 or more"
+            )
         return self
 
 

@@ -72,6 +72,8 @@ def test_the_papers_three_cuts() -> None:
         ("finetune.kept_chunks=some", r'finetune\.kept_chunks = "some".*valid integer or .*\'auto\' or \'all\''),
         ("finetune.loss=infonce", r"finetune\.loss = \"infonce\".*'info_nce', 'margin', 'triplet' or 'cosent'"),
         ("finetune.matryoshka=[0]", r"finetune\.matryoshka\.0 = 0.*greater than 0"),
+        ("finetune.matryoshka=[999]", r"finetune\.matryoshka = \[999\]: holds a dimension above the model's 96\. Fix: use"),
+        ("finetune.loss=triplet", r"finetune\.loss = 'triplet': needs stored negatives\. Fix: set finetune\.hard_negatives"),
         ("finetune.batch_pairs=1", r"finetune\.batch_pairs = 1.*greater than 1"),
         ("finetune.blend={pairs = 1.0}", r"finetune\.blend.*none of these is switched on.*Fix: add"),
         ("finetune.blend={synht = 1.0}", r"finetune\.blend\.synht.*'synth'"),
