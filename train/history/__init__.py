@@ -1,0 +1,1 @@
+"""What outlives a crash of a training phase: its checkpoints and its ledger. Knows nothing of DeepSpeed."""
