@@ -41,13 +41,13 @@ def rumpun(job: Job, gate: Gate) -> None:
     from train import host_linear
     from train.attention_layout import attention_layout
     from train.backbone import copy_tokenizer
-    from train.checkpoint import save_encoder
     from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config
     from train.engine import Engine
     from train.finetune import FinetuneConfig, shared_facts, train_step
     from train.flops import Flops, Work
     from train.graph_memory import GraphMemory
     from train.loader import Prefetch
+    from train.model_folder import save_encoder
 
     torch.manual_seed(job["seed"])
     config, encoder = FinetuneConfig(**job["finetune"]), EncoderConfig(**job["encoder"])

@@ -172,9 +172,9 @@ def finetune(
     from transformers import AutoTokenizer
 
     from train.attention_layout import attention_layout
-    from train.checkpoint import save_encoder
     from train.engine import Engine
     from train.graph_memory import GraphMemory
+    from train.model_folder import save_encoder
     from train.objectives.matryoshka import check_dims
 
     started = time.perf_counter()

@@ -130,9 +130,9 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     from transformers import AutoModelForCausalLM
 
     from train.attention_layout import attention_layout
-    from train.checkpoint import save_model
     from train.compiled import compile_where_it_pays
     from train.engine import Engine
+    from train.model_folder import save_model
 
     started = time.perf_counter()
     rank, ranks = world()

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from data_prep.files import write_json
-from train.checkpoint import gathered_state
 from train.engine import Engine, start_ranks, stop_ranks
+from train.model_folder import gathered_state
 from train.phase import PhaseConfig
 
 STEPS = 30

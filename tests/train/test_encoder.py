@@ -197,7 +197,7 @@ def test_saving_leaves_training_as_it_was(projected: Path, tmp_path: Path) -> No
     """Through a group of one: what is written loads again, and the model goes on packed."""
     import torch.distributed as dist
 
-    from train.checkpoint import save_encoder
+    from train.model_folder import save_encoder
 
     config = EncoderConfig(max_tokens=48, projection=12)
     backbone = load_backbone(projected, bidirectional=False, precision="fp32")
