@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def rumpun(job: Job, gate: Gate) -> None:
     from train.graph_memory import GraphMemory
     from train.loader import Prefetch
     from train.model_folder import save_encoder
+    from train.phase import rate_factor
 
     torch.manual_seed(job["seed"])
     config, encoder = FinetuneConfig(**job["finetune"]), EncoderConfig(**job["encoder"])
@@ -60,7 +62,7 @@ def rumpun(job: Job, gate: Gate) -> None:
     layout = attention_layout(backbone, config.layout)
     flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
     module = make_encoder(backbone, encoder, layout=layout)
-    engine = Engine(module, config, steps=job["steps"])
+    engine = Engine(module, config)
     graphs = GraphMemory(config.kept_chunks, device=engine.device)
     done = [Work()]
 
@@ -79,8 +81,9 @@ def rumpun(job: Job, gate: Gate) -> None:
 
     gate.tell, gate.save = tell, save
     hands = Prefetch(stream, range(job["steps"]), depth=ahead(job))
-    while True:
+    for step in count():
         gate.next_step()
+        engine.set_rate(config.learning_rate * rate_factor(config, step=step, steps=job["steps"]))
         facts = train_step(engine, next(hands), config, graphs, layout=layout)
         engine.step()
         loss, work, _ = shared_facts(facts, engine.device)
@@ -99,6 +102,7 @@ def pretraining(job: Job, gate: Gate) -> None:
     from train.engine import Engine
     from train.flops import Flops, Work
     from train.loader import Prefetch
+    from train.phase import rate_factor
     from train.pretrain import PretrainConfig, backward_batch, make_language_model
     from train.token_rows import TokenBatches, TokenRows
 
@@ -112,7 +116,7 @@ def pretraining(job: Job, gate: Gate) -> None:
 
         compile_token_wise(network)
     flops = Flops.of(network.config, bidirectional=False)
-    engine = Engine(make_language_model(network, layout=layout), config, steps=job["steps"])
+    engine = Engine(make_language_model(network, layout=layout), config)
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=job["seed"])
     batches = TokenBatches(
         rows, order, batch=config.batch_rows, micro_tokens=config.micro_batch_tokens, device=engine.device
@@ -129,8 +133,9 @@ def pretraining(job: Job, gate: Gate) -> None:
 
     gate.tell = tell
     prepared = Prefetch(batches, range(job["steps"]), depth=ahead(job))
-    while True:
+    for step in count():
         gate.next_step()
+        engine.set_rate(config.learning_rate * rate_factor(config, step=step, steps=job["steps"]))
         batch = next(prepared)
         loss = backward_batch(engine, batch)
         engine.step()

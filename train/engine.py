@@ -8,16 +8,18 @@ that this average is the global mean (train/gradcache.py, train/token_rows.py).
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
 from data_prep.errors import UserError
-from train.phase import PhaseConfig, rate_factor
+from train.phase import PhaseConfig
 
 if TYPE_CHECKING:
     import torch
@@ -121,36 +123,46 @@ def _decorators_that_wait() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Step:
+    """What became of one optimiser step.
+
+    Attributes:
+        norm: of the global gradient before clipping, the same on all ranks; inf where any gradient is not finite.
+        applied: whether weights, moments and `Engine.updates` moved.
+    """
+
+    norm: float
+    applied: bool
+
+
 class Engine:
-    """A module under DeepSpeed with AdamW and the phase's schedule.
+    """A module under DeepSpeed with AdamW. The caller sets the rate of each step (`set_rate`).
 
     Args:
         module: the model in fp32; its forward takes a `Packed` stream.
-        steps: optimiser steps of the whole phase, for the schedule.
     """
 
-    def __init__(self, module: torch.nn.Module, config: PhaseConfig, *, steps: int) -> None:
+    def __init__(self, module: torch.nn.Module, config: PhaseConfig) -> None:
         import deepspeed
-        import torch
+
+        from train.admission import AskingAdamW
 
         # what transformers loads is in evaluation mode, in which it would ignore activation checkpointing and dropout
         module.train()
-        optimizer = torch.optim.AdamW(
+        self._optimizer = AskingAdamW(
             parameter_groups(module, config.weight_decay),
             lr=config.learning_rate,
             fused=True,  # on CPUs too: 2.9 -> 1.1 ms a step at the demo's size, 28 -> 4 ms at 5 M parameters
         )
-        scheduler = lambda o: torch.optim.lr_scheduler.LambdaLR(  # noqa: E731 - DeepSpeed asks for a callable
-            o, lambda step: rate_factor(config, step=step, steps=steps)
-        )
         with _decorators_that_wait():
             self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=optimizer, lr_scheduler=scheduler, config=read_ds_config(config)
+                model=module, optimizer=self._optimizer, config=read_ds_config(config)
             )
         self._config = config
         self.device: torch.device = self._engine.device
         self.module: torch.nn.Module = self._engine.module
-        self._unsharded = config.zero_stage == 0
+        self.updates = 0
         self._reduces_every_pass = config.zero_stage >= 2
 
     def __call__(self, *args: Any) -> Any:
@@ -175,25 +187,46 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
         self._engine.backward(loss)
 
-    def step(self) -> float | None:
-        """Apply the optimiser and the schedule. Returns the global gradient norm before clipping, where known."""
-        norm = None
-        if self._unsharded and self._config.precision == "fp32":  # DeepSpeed keeps no norm for this one case
-            import torch
+    def step(self, admit: Callable[[float], bool] | None = None) -> Step:
+        """Apply the optimiser with the rate that was set, then clear the gradients. A collective.
 
-            norm = float(
-                torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-            )
+        Args:
+            admit: asked once, on every rank, with `Step.norm` before anything is updated. Where it says no, weights,
+                moments and `updates` stay bit for bit. A norm that is not finite is never applied, whatever it says:
+                DeepSpeed refuses it too at the stages 1 to 3.
+        """
+        whole = self._whole_norm() if self._config.zero_stage == 0 else None  # DeepSpeed keeps none there
+        answer: list[Step] = []
+
+        def ask() -> Step:
+            if not answer:
+                norm = float(self._engine.optimizer._global_grad_norm) if whole is None else whole
+                norm = norm if math.isfinite(norm) else math.inf
+                admitted = admit is None or admit(norm)
+                answer.append(Step(norm, admitted and math.isfinite(norm)))
+            return answer[0]
+
+        self._optimizer.allowed = lambda: ask().applied
         self._engine.step()
-        if norm is None:
-            told = self._engine.get_global_grad_norm()
-            norm = None if told is None else float(told)
-        return norm
+        done = ask()  # first asked here where DeepSpeed dropped the gradients by itself
+        self.updates += done.applied
+        return done
+
+    def _whole_norm(self) -> float:
+        """The norm of gradients that every rank holds whole, after their reduction."""
+        import torch
+
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the steps from now on."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     @property
     def rate(self) -> float:
         """The learning rate that the next step will use."""
-        return float(self._engine.get_lr()[0])
+        return float(self._optimizer.param_groups[0]["lr"])
 
     def full_gradients(self) -> dict[str, torch.Tensor]:
         """Every parameter's gradient over the whole global batch, in fp32; call between `backward` and `step`.

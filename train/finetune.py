@@ -27,7 +27,7 @@ from train.loader import Prefetch
 from train.meter import Meter
 from train.objectives import ObjectiveName
 from train.pair_stream import PairSource, PairStream, load_sources
-from train.phase import PhaseConfig, check_fills, total_steps
+from train.phase import PhaseConfig, check_fills, rate_factor, total_steps
 from train.recompute import recompute_layers
 from train.telemetry import Telemetry
 from train.unused_head import unused_parameters
@@ -217,7 +217,7 @@ def finetune(
     flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
     steps = total_steps(config, samples=stream.order.epoch_rows, batch=config.batch_pairs)
     module = make_encoder(backbone, encoder, layout=layout)
-    engine = Engine(module, config, steps=steps)
+    engine = Engine(module, config)
     memory = GraphMemory(config.kept_chunks, device=engine.device)
     meter = Meter(
         telemetry,
@@ -230,14 +230,15 @@ def finetune(
     telemetry.status("training", total=steps)
     truncated = 0
     with Prefetch(stream, range(steps)) as hands:
-        for _ in range(steps):
+        for step in range(steps):
             meter.begin_step()
             with meter.waiting():
                 hand = next(hands)
-            rate = engine.rate
+            rate = config.learning_rate * rate_factor(config, step=step, steps=steps)
+            engine.set_rate(rate)
             facts = train_step(engine, hand, config, memory, layout=layout)
             meter.add("gather", facts.gather_s)
-            norm = engine.step()
+            norm = engine.step().norm
             loss, work, uneven = shared_facts(facts, engine.device)
             truncated += hand.truncated
             meter.end_step(

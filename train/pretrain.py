@@ -21,7 +21,7 @@ from train.gather import world
 from train.host_linear import use_host_linear
 from train.loader import Prefetch
 from train.meter import Meter
-from train.phase import PhaseConfig, check_fills, total_steps
+from train.phase import PhaseConfig, check_fills, rate_factor, total_steps
 from train.recompute import recompute_layers
 from train.telemetry import Telemetry
 from train.token_rows import Passes, TokenBatches, TokenRows
@@ -161,7 +161,7 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     counts = parameter_counts(network)
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=seed)
     steps = total_steps(config, samples=len(rows), batch=config.batch_rows)
-    engine = Engine(make_language_model(network, layout=layout, z_loss=config.z_loss), config, steps=steps)
+    engine = Engine(make_language_model(network, layout=layout, z_loss=config.z_loss), config)
     batches = TokenBatches(
         rows,
         order,
@@ -196,13 +196,14 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     before = validate(0)
     telemetry.status("training", total=steps)
     with Prefetch(batches, range(steps)) as prepared:
-        for _ in range(steps):
+        for step in range(steps):
             meter.begin_step()
             with meter.waiting():
                 batch = next(prepared)
-            rate = engine.rate
+            rate = config.learning_rate * rate_factor(config, step=step, steps=steps)
+            engine.set_rate(rate)
             loss = backward_batch(engine, batch)
-            norm = engine.step()
+            norm = engine.step().norm
             if ranks > 1:
                 dist.all_reduce(loss)
             meter.end_step(loss=float(loss), rate=rate, norm=norm, work=batch.work)

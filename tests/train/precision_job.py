@@ -27,7 +27,7 @@ def main(stage: int, out: Path) -> None:
         learning_rate=1e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, gradient_clip=0.0,
         zero_stage=stage, precision="bf16",
     )  # fmt: skip
-    engine = Engine(module, config, steps=STEPS)
+    engine = Engine(module, config)
     working: list[float] = []
     for _ in range(STEPS):
         output = engine(torch.ones(1, 16, dtype=torch.bfloat16))

@@ -37,7 +37,7 @@ def run_case(name: str, settings: dict[str, Any], folder: Path, out: Path) -> No
     attention_layout(model.get_decoder(), layout)
     if config.activation_checkpointing:
         recompute_layers(model)
-    engine = Engine(make_language_model(model, layout=layout, z_loss=config.z_loss), config, steps=1)
+    engine = Engine(make_language_model(model, layout=layout, z_loss=config.z_loss), config)
     rows = TokenRows(folder / "tokens")
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint="f", seed=0)
     batches = TokenBatches(
@@ -50,7 +50,7 @@ def run_case(name: str, settings: dict[str, Any], folder: Path, out: Path) -> No
     if ranks > 1:
         dist.all_reduce(loss)
     gradients = engine.full_gradients()
-    norm = engine.step()
+    norm = engine.step().norm
     facts = {"loss": float(loss), "norm": norm, "validation": validation, "passes": len(batch.passes)}
     if rank == 0:
         save_file({n.removeprefix("model."): g for n, g in gradients.items()}, out / f"{name}.safetensors")

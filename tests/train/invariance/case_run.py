@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data_prep.files import content_id
 from train import engine as engine_module
 from train.attention_layout import attention_layout
 from train.encoder import EncoderConfig, load_backbone, make_encoder
-from train.engine import Engine
+from train.engine import Engine, Step
 from train.finetune import FinetuneConfig, train_step
 from train.gather import world
 from train.graph_memory import GraphMemory
@@ -50,9 +50,9 @@ class WatchedEngine(Engine):
         with self.collectives.phase("backward"):
             super().backward(loss, last=last)
 
-    def step(self) -> float | None:
+    def step(self, admit: Callable[[float], bool] | None = None) -> Step:
         with self.collectives.phase("step"):
-            return super().step()
+            return super().step(admit)
 
     def close(self) -> None:
         """Let go of hooks and buffers: another engine follows in this process."""
@@ -138,7 +138,7 @@ def run_case(case: Case, folder: Path, gradients_to: Path, **zero: Any) -> dict[
     layer_runs = count_runs(backbone)
     collectives = Collectives()
     with zero_settings(**zero):
-        engine = WatchedEngine(module, config, steps=2)
+        engine = WatchedEngine(module, config)
     engine.collectives = collectives
     memory = GraphMemory(config.kept_chunks, device=engine.device)
     hand = hand_of(folder, home, encoder, config.hard_negatives)
@@ -148,7 +148,7 @@ def run_case(case: Case, folder: Path, gradients_to: Path, **zero: Any) -> dict[
     dist.all_reduce(loss)
     gradients = engine.full_gradients()
     with collectives:
-        norm = engine.step()
+        norm = engine.step().norm
     if dist.get_rank() == 0:
         save_file({name: g.contiguous() for name, g in gradients.items()}, gradients_to)
     engine.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +19,7 @@ import train.finetune
 from data_prep.errors import UserError
 from train.attention_layout import attention_layout
 from train.encoder import EncoderConfig, load_backbone, make_encoder
+from train.engine import Step
 from train.finetune import FinetuneConfig, finetune, train_step
 from train.gather import sum_gradients, world
 from train.graph_memory import GraphMemory
@@ -62,7 +63,7 @@ def refuses_nan(folder: Path) -> dict[str, Any]:
     backbone = load_backbone(home, bidirectional=False, precision="fp32")
     layout = attention_layout(backbone, "packed")
     config = FinetuneConfig(precision="fp32", zero_stage=0)
-    engine = WatchedEngine(make_encoder(backbone, encoder, layout), config, steps=1)
+    engine = WatchedEngine(make_encoder(backbone, encoder, layout), config)
     engine.collectives = Collectives()
     if rank == ranks - 1:
         with torch.no_grad():
@@ -88,10 +89,10 @@ class KeepingEngine(WatchedEngine):
         self.first: dict[str, torch.Tensor] | None = None
         KeepingEngine.last = self
 
-    def step(self) -> float | None:
+    def step(self, admit: Callable[[float], bool] | None = None) -> Step:
         if self.first is None:
             self.first = self.full_gradients()
-        return super().step()
+        return super().step(admit)
 
     last: KeepingEngine
 
