@@ -36,7 +36,7 @@ def rumpun(job: Job, gate: Gate) -> None:
     """
     start_one_rank()
     import torch
-    from _peer_texts import pair_stream
+    from _peer_texts import draws_of, pair_stream
     from transformers import AutoTokenizer
 
     from train import host_linear
@@ -80,7 +80,8 @@ def rumpun(job: Job, gate: Gate) -> None:
         save_encoder_config(encoder, out)
 
     gate.tell, gate.save = tell, save
-    hands = Prefetch(stream, range(job["steps"]), depth=ahead(job))
+    draws = draws_of(stream, job["steps"])
+    hands = Prefetch(lambda step: stream(draws(step)), range(1, job["steps"] + 1), depth=ahead(job))
     for step in count():
         gate.next_step()
         engine.set_rate(config.learning_rate * rate_factor(config, step=step, steps=job["steps"]))
@@ -99,6 +100,7 @@ def pretraining(job: Job, gate: Gate) -> None:
 
     from train.attention_layout import attention_layout
     from train.cursor import GlobalOrder, Source
+    from train.draws import Draws
     from train.engine import Engine
     from train.flops import Flops, Work
     from train.loader import Prefetch
@@ -118,9 +120,8 @@ def pretraining(job: Job, gate: Gate) -> None:
     flops = Flops.of(network.config, bidirectional=False)
     engine = Engine(make_language_model(network, layout=layout), config)
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=job["seed"])
-    batches = TokenBatches(
-        rows, order, batch=config.batch_rows, micro_tokens=config.micro_batch_tokens, device=engine.device
-    )
+    draws = Draws(order, batch=config.batch_rows, end=job["steps"] * config.batch_rows)
+    batches = TokenBatches(rows, micro_tokens=config.micro_batch_tokens, device=engine.device)
     done = [Work()]
 
     def tell() -> dict[str, Any]:
@@ -132,7 +133,7 @@ def pretraining(job: Job, gate: Gate) -> None:
         }  # fmt: skip
 
     gate.tell = tell
-    prepared = Prefetch(batches, range(job["steps"]), depth=ahead(job))
+    prepared = Prefetch(lambda step: batches(draws(step)), range(1, job["steps"] + 1), depth=ahead(job))
     for step in count():
         gate.next_step()
         engine.set_rate(config.learning_rate * rate_factor(config, step=step, steps=job["steps"]))

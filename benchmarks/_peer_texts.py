@@ -17,6 +17,7 @@ from data_prep.pairs import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import ShardWriter
 from data_prep.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from train.draws import Draws
 from train.encoder import EncoderConfig, save_encoder_config
 from train.export import write_folder
 from train.finetune import FinetuneConfig
@@ -165,7 +166,7 @@ def pair_stream(
         tokenizer=tokenizer,
         encoder=encoder,
         seed=seed,
-        batch=config.batch_pairs,
+        order_batch=config.batch_pairs,
         positives=config.positives,
         hard_negatives=config.hard_negatives,
         homogeneous=config.homogeneous,
@@ -175,19 +176,27 @@ def pair_stream(
     )
 
 
+def draws_of(stream: PairStream, steps: int) -> Draws:
+    """The draws of the first `steps` steps of a stream."""
+    batch = stream.arrangement.order_batch
+    return Draws(stream.order, batch=batch, end=steps * batch, arrangement=stream.arrangement)
+
+
 def write_batches(stream: PairStream, path: Path, *, steps: int) -> list[int]:
     """The texts of every batch as JSON lines, for trainers that do not read our shards. Returns all token counts.
 
     Raises `ValueError` where a batch holds a text twice: the trainers would then disagree on what a negative is.
     """
     counts: list[int] = []
+    draws = draws_of(stream, steps)
     with path.open("w") as file:
-        for step in range(steps):
-            rows, duplicates = stream.rows(step)
-            if duplicates:
-                raise ValueError(f"batch {step} holds {duplicates} pairs that share a text: use more pairs")
+        for step in range(1, steps + 1):
+            draw = draws(step)
+            if draw.duplicates:
+                raise ValueError(f"batch {step} holds {draw.duplicates} pairs that share a text: use more pairs")
+            rows = [chosen for _, chosen in stream.rows(draw)]
             file.write(json.dumps([[row.query, row.passages[0]] for row in rows]) + "\n")
-            counts += [len(ids) for ids in stream.hand(rows).ids]
+            counts += [len(ids) for ids in stream.hand(rows, draw=draw, samples=draw.samples).ids]
     return counts
 
 

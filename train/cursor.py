@@ -4,13 +4,22 @@ Sample number i of epoch e depends on (data fingerprint, seed, e, i) and on noth
 position is reached in O(1), and no rank count, micro-batch or restart changes it. Each epoch is a permutation: a
 four-round Feistel network over the next power of four, walked until it lands inside the range (Black & Rogaway,
 "Ciphers with arbitrary finite domains", 2002; expected walks below 4).
+
+Everything is there twice: for one position in Python integers, and for many in numpy. Both give the same samples.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
 
 _ROUNDS = 4
 _MASK64 = (1 << 64) - 1
@@ -22,6 +31,16 @@ def _mix(value: int, key: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
     return x ^ (x >> 31)
+
+
+def _mix_many(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    """`_mix` of many values; numpy's unsigned integers wrap around by themselves."""
+    import numpy as np
+
+    x = values + np.uint64((key + 0x9E3779B97F4A7C15) & _MASK64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class Permutation:
@@ -45,6 +64,26 @@ class Permutation:
             i = (left << half) | right
             if i < self.n:
                 return i
+
+    def many(self, places: Integers) -> Integers:
+        """The images of many places at once; IndexError where one is outside range(n)."""
+        import numpy as np
+
+        if len(places) and not (places.min() >= 0 and places.max() < self.n):
+            raise IndexError(f"positions {places.min()}..{places.max()} are not all in 0..{self.n - 1}")
+        half, mask = np.uint64(self._half_bits), np.uint64((1 << self._half_bits) - 1)
+        images = places.astype(np.uint64)
+        walking = np.arange(len(images))
+        values = images.copy()
+        while len(walking):
+            left, right = values >> half, values & mask
+            for key in self._keys:
+                left, right = right, left ^ (_mix_many(right, key) & mask)
+            values = (left << half) | right
+            images[walking] = values
+            out = values >= self.n
+            walking, values = walking[out], values[out]
+        return images.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -99,6 +138,28 @@ class _Epoch:
             slot = self._blocks[source] * self._block + found
         return source, self.within[source](slot)
 
+    def many(self, places: Integers) -> tuple[Integers, Integers]:
+        """(source numbers, rows) at many positions of the epoch."""
+        import numpy as np
+
+        in_blocks = self._block * sum(self._blocks)
+        blocked = (self._head <= places) & (places < self._head + in_blocks)
+        sources, slots = np.empty_like(places), np.empty_like(places)
+        if blocked.any():
+            numbers, offsets = np.divmod(places[blocked] - self._head, self._block)
+            sources[blocked], found = _locate_many(self._block_order.many(numbers), self._blocks)
+            slots[blocked] = found * self._block + offsets
+        if not blocked.all():
+            rest = places[~blocked]
+            loose = self._loose_order.many(np.where(rest < self._head, rest, rest - in_blocks))
+            sources[~blocked], found = _locate_many(loose, self._loose)
+            slots[~blocked] = self._block * np.asarray(self._blocks)[sources[~blocked]] + found
+        rows = np.empty_like(places)
+        for number, within in enumerate(self.within):
+            here = sources == number
+            rows[here] = within.many(slots[here])
+        return sources, rows
+
 
 def _locate(slot: int, counts: Sequence[int]) -> tuple[int, int]:
     """Which count a slot falls into, and its place there."""
@@ -107,6 +168,15 @@ def _locate(slot: int, counts: Sequence[int]) -> tuple[int, int]:
             return number, slot
         slot -= count
     raise AssertionError("unreachable: slots are exhausted by the counts")
+
+
+def _locate_many(slots: Integers, counts: Sequence[int]) -> tuple[Integers, Integers]:
+    """`_locate` of many slots."""
+    import numpy as np
+
+    ends = np.cumsum(np.asarray(counts, np.int64))
+    sources = np.searchsorted(ends, slots, side="right")
+    return sources, slots - (ends - counts)[sources]
 
 
 class GlobalOrder:
@@ -123,20 +193,60 @@ class GlobalOrder:
     def __init__(self, sources: Sequence[Source], *, fingerprint: str, seed: int, block: int | None = None) -> None:
         self.sources = [s for s in sources if s.rows]
         self.epoch_rows = sum(s.rows_per_epoch for s in self.sources)
-        self._fingerprint, self._seed, self._block = fingerprint, seed, block
+        self.fingerprint, self.seed, self.block = fingerprint, seed, block
         self._entered: tuple[int, _Epoch] | None = None
 
-    def _epoch(self, epoch: int) -> _Epoch:
-        if self._entered is None or self._entered[0] != epoch:
-            key = f"{self._fingerprint}/{self._seed}/{epoch}"
-            self._entered = (epoch, _Epoch(self.sources, key, epoch=epoch, block=self._block))
-        return self._entered[1]
+    def _epoch(self, number: int) -> _Epoch:
+        entered = self._entered  # read once: a thread that prepares batches may enter another epoch meanwhile
+        if entered is None or entered[0] != number:
+            key = f"{self.fingerprint}/{self.seed}/{number}"
+            self._entered = entered = (number, _Epoch(self.sources, key, epoch=number, block=self.block))
+        return entered[1]
+
+    def facts(self) -> dict[str, Any]:
+        """All that the order depends on, as JSON values; `from_facts` makes it again."""
+        return {
+            "sources": [{"name": s.name, "rows": s.rows, "share": s.share} for s in self.sources],
+            "epoch_samples": self.epoch_rows,
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "block": self.block,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> GlobalOrder:
+        """The order that `facts` describes; other entries of the mapping are passed over."""
+        sources = [Source(s["name"], s["rows"], s["share"]) for s in facts["sources"]]
+        return cls(sources, fingerprint=facts["fingerprint"], seed=facts["seed"], block=facts["block"])
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(index into `sources`, row of that source) at a global position from 0; epochs follow one another."""
         epoch, i = divmod(position, self.epoch_rows)
         return self._epoch(epoch)(i)
 
+    def samples(self, positions: Integers | range) -> tuple[Integers, Integers]:
+        """The samples at many global positions, in their order: indices into `sources`, and rows of those sources.
+
+        IndexError for a position below 0.
+        """
+        import numpy as np
+
+        if isinstance(positions, range):
+            positions = np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
+        if len(positions) and positions.min() < 0:
+            raise IndexError(f"position {positions.min()} is below 0")
+        epochs, places = np.divmod(positions, self.epoch_rows)
+        sources, rows = np.empty_like(places), np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            sources[here], rows[here] = self._epoch(epoch).many(places[here])
+        return sources, rows
+
     def batch(self, step: int, size: int) -> list[tuple[int, int]]:
-        """The samples of optimiser step `step` (from 0) with a global batch of `size`."""
-        return [self[step * size + j] for j in range(size)]
+        """The samples at positions [step * size, (step + 1) * size)."""
+        return pairs(*self.samples(range(step * size, (step + 1) * size)))
+
+
+def pairs(sources: Integers, rows: Integers) -> list[tuple[int, int]]:
+    """Two arrays from `GlobalOrder.samples` as (source, row) pairs of Python integers."""
+    return list(zip(sources.tolist(), rows.tolist(), strict=True))

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from data_prep.errors import UserError
 from train.backbone import copy_tokenizer, parameter_counts
 from train.compiled import compile_where_it_pays
+from train.draws import Draws
 from train.dropout import set_dropout
 from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config
 from train.flops import Flops, Work
@@ -191,7 +192,7 @@ def finetune(
         tokenizer=tokenizer,
         encoder=encoder,
         seed=seed,
-        batch=config.batch_pairs,
+        order_batch=config.batch_pairs,
         positives=config.positives,
         hard_negatives=config.hard_negatives,
         homogeneous=config.homogeneous,
@@ -216,6 +217,9 @@ def finetune(
     counts, left_out = parameter_counts(backbone), unused_parameters(model)
     flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
     steps = total_steps(config, samples=stream.order.epoch_rows, batch=config.batch_pairs)
+    draws = Draws(
+        stream.order, batch=config.batch_pairs, end=steps * config.batch_pairs, arrangement=stream.arrangement
+    )
     module = make_encoder(backbone, encoder, layout=layout)
     engine = Engine(module, config)
     memory = GraphMemory(config.kept_chunks, device=engine.device)
@@ -229,7 +233,7 @@ def finetune(
     )
     telemetry.status("training", total=steps)
     truncated = 0
-    with Prefetch(stream, range(steps)) as hands:
+    with Prefetch(lambda step: stream(draws(step)), range(1, steps + 1)) as hands:
         for step in range(steps):
             meter.begin_step()
             with meter.waiting():
@@ -250,7 +254,7 @@ def finetune(
                 rank_imbalance=uneven,
                 chunks=facts.chunks,
                 kept_chunks=facts.kept,
-                duplicates_in_batch=hand.duplicates,
+                duplicates_in_batch=hand.draw.duplicates,
                 source="+".join(hand.sources),
             )
     train_s = meter.elapsed_s

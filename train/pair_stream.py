@@ -1,7 +1,7 @@
 """From pair shards to one rank's part of every global batch.
 
 Invariant: which rows a step trains on, which of their texts, and the tables about them are functions of the data, the
-seed and the step; the number of ranks decides only who encodes what.
+seed and the draw of the step; the number of ranks decides only who encodes what.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from data_prep.shards import Shards
 from train.arrange import Arrangement
 from train.cursor import GlobalOrder, Source
 from train.dealing import deal
+from train.draws import Draw
 from train.encoder import EncoderConfig, tokenise
 from train.relations import Chosen, Relations, content_numbers, relations_of
 
@@ -36,8 +37,8 @@ class Hand:
         places: for every rank, the places of its sequences in the canonical order (queries, then passages).
         ids, skip: this rank's token sequences, and their leading tokens that pooling leaves out.
         queries: B. truncated: sequences of the batch that were cut to the longest allowed length.
-        duplicates: samples of the batch that share a text with another.
         sources: the names of the sources in the batch.
+        draw: what was asked for. samples: the (source, row) of every row that was read for it, in its order.
     """
 
     relations: Relations
@@ -46,8 +47,9 @@ class Hand:
     skip: list[int]
     queries: int
     truncated: int
-    duplicates: int
     sources: list[str]
+    draw: Draw
+    samples: list[tuple[int, int]]
 
 
 def load_sources(blend: Mapping[PairSource, float], folders: Mapping[str, Path]) -> tuple[list[Shards], list[Source]]:
@@ -126,13 +128,17 @@ class _Keys:
 
 
 class PairStream:
-    """Makes this rank's hand of every step; `stream(step)` is what a prefetch thread calls.
+    """Makes this rank's hand of every step; `stream(draw)` is what a prefetch thread calls.
 
     Args:
         shards, sources: from `load_sources`.
         tokenizer: of the model. rank, ranks: who asks.
-        batch: queries of a global batch. positives, hard_negatives: texts of a row that are used at once.
+        order_batch: queries of a global batch at the first start of the run; the order keeps it when the batch changes.
+        positives, hard_negatives: texts of a row that are used at once.
         homogeneous: whether a batch holds pairs of one source. avoid_duplicates: see train/arrange.py.
+
+    Attributes:
+        order, arrangement: what `Draws` needs to know of the data.
     """
 
     def __init__(
@@ -143,7 +149,7 @@ class PairStream:
         tokenizer: Any,
         encoder: EncoderConfig,
         seed: int,
-        batch: int,
+        order_batch: int,
         positives: int,
         hard_negatives: int,
         homogeneous: bool,
@@ -155,7 +161,8 @@ class PairStream:
         self._positives, self._hard_negatives = positives, hard_negatives
         self._rank, self._ranks = rank, ranks
         fingerprint = "/".join(s.fingerprint for s in shards)
-        self.order = GlobalOrder(sources, fingerprint=fingerprint, seed=seed, block=batch if homogeneous else None)
+        block = order_batch if homogeneous else None
+        self.order = GlobalOrder(sources, fingerprint=fingerprint, seed=seed, block=block)
         tables = [_Keys(s) for s in shards] if avoid_duplicates else []
 
         def keys(position: int) -> tuple[int, ...]:
@@ -166,28 +173,25 @@ class PairStream:
             source, _ = self.order[position]
             return (position // self.order.epoch_rows, source if homogeneous else None)
 
-        self._arranged = Arrangement(batch, keys=keys if avoid_duplicates else None, group=group)
+        self.arrangement = Arrangement(order_batch, keys=keys if avoid_duplicates else None, group=group)
 
-    def rows(self, step: int) -> tuple[list[Chosen], int]:
-        """The rows of the global batch of a step, and how many of them share a text with another."""
-        positions, duplicates = self._arranged(step)
-        places = [self.order[p] for p in positions]
+    def rows(self, draw: Draw) -> list[tuple[tuple[int, int], Chosen]]:
+        """The rows of a draw, in its order: (source, row) as it was read, and the texts chosen from it."""
         found: dict[tuple[int, int], Row] = {}
         for number, shards in enumerate(self._shards):
-            wanted = [row for source, row in places if source == number]
+            wanted = [row for source, row in draw.samples if source == number]
             found |= {(number, row): content for row, content in zip(wanted, shards.take(wanted), strict=True)}
-        chosen = [
-            choose(found[place], position=p, positives=self._positives, hard_negatives=self._hard_negatives)
-            for p, place in zip(positions, places, strict=True)
+        return [
+            (place, choose(found[place], position=p, positives=self._positives, hard_negatives=self._hard_negatives))
+            for p, place in zip(draw.positions, draw.samples, strict=True)
         ]
-        return chosen, duplicates
 
-    def __call__(self, step: int) -> Hand:
-        """This rank's hand of the global batch of a step."""
-        batch, duplicates = self.rows(step)
-        return self.hand(batch, duplicates=duplicates)
+    def __call__(self, draw: Draw) -> Hand:
+        """This rank's hand of the global batch of a draw."""
+        rows = self.rows(draw)
+        return self.hand([chosen for _, chosen in rows], draw=draw, samples=[place for place, _ in rows])
 
-    def hand(self, batch: Sequence[Chosen], *, duplicates: int = 0) -> Hand:
+    def hand(self, batch: Sequence[Chosen], *, draw: Draw, samples: list[tuple[int, int]]) -> Hand:
         """Tokenise a global batch and deal it.
 
         Every rank tokenises the whole batch, in the background: lengths must be known to deal evenly. Estimates from
@@ -206,6 +210,7 @@ class PairStream:
             skip=[skip[p] for p in places[self._rank]],
             queries=len(batch),
             truncated=queries.truncated + passages.truncated,
-            duplicates=duplicates,
             sources=sorted({row.source for row in batch}),
+            draw=draw,
+            samples=samples,
         )

@@ -15,6 +15,7 @@ from pydantic import Field
 from data_prep.errors import UserError
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
+from train.draws import Draws
 from train.dropout import set_dropout
 from train.flops import Flops
 from train.gather import world
@@ -162,10 +163,9 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=seed)
     steps = total_steps(config, samples=len(rows), batch=config.batch_rows)
     engine = Engine(make_language_model(network, layout=layout, z_loss=config.z_loss), config)
+    draws = Draws(order, batch=config.batch_rows, end=steps * config.batch_rows)
     batches = TokenBatches(
         rows,
-        order,
-        batch=config.batch_rows,
         micro_tokens=config.micro_batch_tokens,
         rank=rank,
         ranks=ranks,
@@ -195,7 +195,7 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
 
     before = validate(0)
     telemetry.status("training", total=steps)
-    with Prefetch(batches, range(steps)) as prepared:
+    with Prefetch(lambda step: batches(draws(step)), range(1, steps + 1)) as prepared:
         for step in range(steps):
             meter.begin_step()
             with meter.waiting():

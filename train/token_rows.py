@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.shards import Shards
-from train.cursor import GlobalOrder
+from train.draws import Draw
 from train.flops import Work
 from train.packing import Packed, pack
 
@@ -103,28 +103,29 @@ class Passes:
 
     Attributes:
         passes: as many on every rank. predicted: predicted tokens of the whole batch. work: of the whole batch.
+        draw: what was asked for. samples: the (source, row) of every row that the ranks read for it, in its order.
     """
 
     passes: list[Pass]
     predicted: int
     work: Work
+    draw: Draw
+    samples: list[tuple[int, int]]
 
 
 class TokenBatches:
     """The passes of this rank for each optimiser step.
 
     Args:
-        batch: rows of a global batch, at least `ranks`. micro_tokens: bound on the tokens of a pass; a row that is
-            longer is a pass of its own. padded, recomputed: whether the layers pad their input, and whether they run
-            again in the backward pass, for the count of work.
+        micro_tokens: bound on the tokens of a pass; a row that is longer is a pass of its own.
+        padded, recomputed: whether the layers pad their input, and whether they run again in the backward pass, for
+            the count of work.
     """
 
     def __init__(
         self,
         rows: TokenRows,
-        order: GlobalOrder,
         *,
-        batch: int,
         micro_tokens: int,
         rank: int = 0,
         ranks: int = 1,
@@ -132,24 +133,30 @@ class TokenBatches:
         padded: bool = False,
         recomputed: bool = False,
     ) -> None:
-        self._rows, self._order, self._batch, self._device = rows, order, batch, device
+        self._rows, self._device = rows, device
         self._micro = max(1, micro_tokens // rows.row_tokens)
         self._rank, self._ranks = rank, ranks
         self._padded, self._recomputed = padded, recomputed
 
-    def __call__(self, step: int) -> Passes:
-        """The passes of optimiser step `step`, a function of the step alone; safe to call from one other thread."""
-        rows = [row for _, row in self._order.batch(step, self._batch)]
-        own = self._cut(rows[self._rank :: self._ranks])
+    def __call__(self, draw: Draw) -> Passes:
+        """The passes of one optimiser step, a function of its draw alone; safe to call from one other thread.
+
+        A draw may hold fewer rows than there are ranks: those without one make idle passes.
+        """
+        rows = [row for _, row in draw.samples]
+        dealt = [rows[r :: self._ranks] for r in range(self._ranks)]
+        cut = [self._cut(part, most=len(dealt[0])) for part in dealt]
         return Passes(
-            [self._rows.packed(part, self._device) if part else self._rows.idle(self._device) for part in own],
+            [self._rows.packed(p, self._device) if p else self._rows.idle(self._device) for p in cut[self._rank]],
             self._rows.predicted(rows),
-            sum((self._work(part) for r in range(self._ranks) for part in self._cut(rows[r :: self._ranks])), Work()),
+            sum((self._work(part) for parts in cut for part in parts), Work()),
+            draw,
+            [(0, row) for row in rows],
         )
 
-    def _cut(self, rows: list[int]) -> list[list[int]]:
-        """The rows of one rank in as many even parts as the rank with most rows needs; some may be empty."""
-        count = math.ceil(math.ceil(self._batch / self._ranks) / self._micro)
+    def _cut(self, rows: list[int], *, most: int) -> list[list[int]]:
+        """The rows of one rank in as many even parts as the rank with `most` rows needs; some may be empty."""
+        count = math.ceil(most / self._micro)
         return [rows[len(rows) * k // count : len(rows) * (k + 1) // count] for k in range(count)]
 
     def _work(self, part: list[int]) -> Work:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from data_prep.files import write_json
 from train.attention_layout import attention_layout
 from train.cursor import GlobalOrder, Source
+from train.draws import Draws
 from train.engine import Engine, start_ranks, stop_ranks
 from train.gather import world
 from train.pretrain import PretrainConfig, backward_batch, make_language_model, validation_losses
@@ -41,11 +42,11 @@ def run_case(name: str, settings: dict[str, Any], folder: Path, out: Path) -> No
     rows = TokenRows(folder / "tokens")
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint="f", seed=0)
     batches = TokenBatches(
-        rows, order, batch=config.batch_rows, micro_tokens=config.micro_batch_tokens, rank=rank, ranks=ranks,
+        rows, micro_tokens=config.micro_batch_tokens, rank=rank, ranks=ranks,
         padded=layout == "padded", recomputed=config.activation_checkpointing,
     )  # fmt: skip
     validation = validation_losses(engine, rows, limit=11, micro_tokens=config.micro_batch_tokens)
-    batch = batches(0)
+    batch = batches(Draws(order, batch=config.batch_rows, end=config.batch_rows)(1))
     loss = backward_batch(engine, batch)
     if ranks > 1:
         dist.all_reduce(loss)

@@ -13,10 +13,11 @@ from data_prep.errors import UserError
 from data_prep.files import content_id
 from data_prep.pairs import pair_row
 from data_prep.shards import ShardWriter
+from train.draws import Draw, Draws
 from train.encoder import EncoderConfig
 from train.loader import Prefetch
 from train.pair_stream import PairStream, choose, load_sources
-from train.relations import content_numbers, document_number, number_of, relations_of
+from train.relations import Chosen, content_numbers, document_number, number_of, relations_of
 
 ENCODER = EncoderConfig(max_tokens=24, query_prompt="tanya: ")
 ROWS = {"pairs": 37, "synth": 23}
@@ -121,10 +122,20 @@ def tokenizer(world_folder: Path) -> Any:
 def stream(folders: dict[str, Path], tokenizer: Any, *, rank: int = 0, ranks: int = 1, **changed: Any) -> PairStream:
     shards, sources = load_sources({"pairs": 1.0, "synth": 1.0}, folders)
     settings: dict[str, Any] = {
-        "encoder": ENCODER, "seed": 4, "batch": 7, "positives": 2, "hard_negatives": 2, "homogeneous": False,
+        "encoder": ENCODER, "seed": 4, "order_batch": 7, "positives": 2, "hard_negatives": 2, "homogeneous": False,
         "avoid_duplicates": True,
     }  # fmt: skip
     return PairStream(shards, sources, tokenizer=tokenizer, rank=rank, ranks=ranks, **settings | changed)
+
+
+def drawn(made: PairStream, number: int) -> Draw:
+    """The draw of batch `number` (from 0)."""
+    batch = made.arrangement.order_batch
+    return Draws(made.order, batch=batch, end=100 * batch, arrangement=made.arrangement)(number + 1)
+
+
+def texts_of(made: PairStream, number: int) -> list[Chosen]:
+    return [chosen for _, chosen in made.rows(drawn(made, number))]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
@@ -132,8 +143,8 @@ def test_ranks_divide_what_one_process_would_do(folders: dict[str, Path], tokeni
     whole = stream(folders, tokenizer)
     parts = [stream(folders, tokenizer, rank=rank, ranks=ranks) for rank in range(ranks)]
     for step in (0, 3, 40):
-        hands = [part(step) for part in parts]
-        one = whole(step)
+        hands = [part(drawn(part, step)) for part in parts]
+        one = whole(drawn(whole, step))
         places = hands[0].places
         assert all(hand.places == places for hand in hands)
         assert sorted(place for hand in places for place in hand) == list(range(len(one.ids)))
@@ -150,48 +161,66 @@ def test_ranks_divide_what_one_process_would_do(folders: dict[str, Path], tokeni
 
 def test_token_sequences_are_those_of_the_texts(folders: dict[str, Path], tokenizer: Any) -> None:
     made = stream(folders, tokenizer)
-    rows, duplicates = made.rows(2)
-    hand = made(2)
+    draw = drawn(made, 2)
+    rows, hand = texts_of(made, 2), made(draw)
+    shards, _ = load_sources({"pairs": 1.0, "synth": 1.0}, folders)
+    assert hand.draw is draw
+    assert hand.samples == draw.samples
+    assert [shards[source].take([row])[0]["query"] for source, row in hand.samples] == [r.query for r in rows]
     texts = [f"tanya: {r.query}" for r in rows] + [p for r in rows for p in r.passages]
     wanted = [tokenizer(text)["input_ids"] for text in texts]
     assert hand.truncated == sum(len(ids) > 24 for ids in wanted) > 0
     assert hand.ids == [ids if len(ids) <= 24 else [*ids[:23], ids[-1]] for ids in wanted]
-    assert hand.duplicates == duplicates == 0
+    assert draw.duplicates == 0
 
 
 def test_any_step_is_reached_at_once_and_prefetching_changes_nothing(folders: dict[str, Path], tokenizer: Any) -> None:
     made = stream(folders, tokenizer)
-    walked = [made(step).ids for step in range(12)]
-    assert stream(folders, tokenizer)(11).ids == walked[11]
-    with Prefetch(stream(folders, tokenizer), range(12)) as hands:
+    walked = [made(drawn(made, step)).ids for step in range(12)]
+    assert stream(folders, tokenizer)(drawn(stream(folders, tokenizer), 11)).ids == walked[11]
+    ahead = stream(folders, tokenizer)
+    with Prefetch(lambda step: ahead(drawn(ahead, step)), range(12)) as hands:
         assert [hand.ids for hand in hands] == walked
 
 
 def test_seed_and_data_choose_the_order(folders: dict[str, Path], tokenizer: Any) -> None:
-    first = stream(folders, tokenizer)(0).ids
-    assert stream(folders, tokenizer)(0).ids == first
-    assert stream(folders, tokenizer, seed=5)(0).ids != first
+    def first(**changed: Any) -> list[list[int]]:
+        made = stream(folders, tokenizer, **changed)
+        return made(drawn(made, 0)).ids
+
+    assert first() == first()
+    assert first(seed=5) != first()
 
 
 def test_an_epoch_uses_every_pair_once_and_no_batch_repeats_a_text(folders: dict[str, Path], tokenizer: Any) -> None:
-    made = stream(folders, tokenizer, batch=6)  # ten batches an epoch
+    made = stream(folders, tokenizer, order_batch=6)  # ten batches an epoch
     for epoch in (0, 1):
-        batches = [made.rows(epoch * 10 + step)[0] for step in range(10)]
+        batches = [texts_of(made, epoch * 10 + step) for step in range(10)]
         assert len({r.query for batch in batches for r in batch}) == sum(ROWS.values())
         for batch in batches:
             assert max(Counter(p for r in batch for p in r.passages[: r.positives]).values()) == 1
-    careless = stream(folders, tokenizer, batch=6, avoid_duplicates=False)
-    repeats = [Counter(p for r in careless.rows(step)[0] for p in r.passages[: r.positives]) for step in range(20)]
+    careless = stream(folders, tokenizer, order_batch=6, avoid_duplicates=False)
+    repeats = [Counter(p for r in texts_of(careless, step) for p in r.passages[: r.positives]) for step in range(20)]
     assert any(max(found.values()) > 1 for found in repeats), "there is something to avoid"
 
 
 def test_homogeneous_batches_hold_one_source(folders: dict[str, Path], tokenizer: Any) -> None:
     made = stream(folders, tokenizer, homogeneous=True)
-    sources = [made(step).sources for step in range(34)]
+    sources = [made(drawn(made, step)).sources for step in range(34)]
     assert {"pairs"} in map(set, sources)
     assert {"synth"} in map(set, sources)
     assert sum(len(names) > 1 for names in sources) <= 2 * 4, "four epochs: what is left of each source may mix"
-    assert sum(len(stream(folders, tokenizer)(step).sources) > 1 for step in range(8)) > 4
+    mixed = stream(folders, tokenizer)
+    assert sum(len(mixed(drawn(mixed, step)).sources) > 1 for step in range(8)) > 4
+
+
+def test_half_a_batch_of_one_source_is_of_one_source(folders: dict[str, Path], tokenizer: Any) -> None:
+    # the blocks keep the batch of the first start: 6 pairs, walked through in threes
+    made = stream(folders, tokenizer, order_batch=6, homogeneous=True)
+    draws = Draws(made.order, batch=3, end=120, arrangement=made.arrangement)
+    whole = [set(made(drawn(made, step)).sources) for step in range(20)]
+    for step in range(40):
+        assert set(made(draws(step + 1)).sources) <= whole[step // 2]
 
 
 def test_sources_that_are_missing_or_empty_are_a_mistake_with_a_fix(tmp_path: Path) -> None:

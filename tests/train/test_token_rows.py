@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.shards import ShardWriter
 from train.cursor import GlobalOrder, Source
+from train.draws import Draws
 from train.token_rows import IGNORED, TokenBatches, TokenRows
 
 ROWS, LENGTH = 23, 17
@@ -59,11 +60,11 @@ def test_every_row_goes_to_one_rank_and_all_ranks_make_as_many_passes(
 ) -> None:
     rows, documents = TokenRows(folder), _documents(folder)
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint="x", seed=1)
-    hands = [
-        TokenBatches(rows, order, batch=batch, micro_tokens=micro, rank=rank, ranks=ranks) for rank in range(ranks)
-    ]
-    for step in range(4):
-        found = [hand(step) for hand in hands]
+    hands = [TokenBatches(rows, micro_tokens=micro, rank=rank, ranks=ranks) for rank in range(ranks)]
+    draws = Draws(order, batch=batch, end=3 * batch + 1)  # the last step has a single row
+    for step in range(1, 5):
+        draw = draws(step)
+        found = [hand(draw) for hand in hands]
         assert len({len(f.passes) for f in found}) == 1
         assert len({(f.predicted, f.work) for f in found}) == 1
         seen = []
@@ -71,9 +72,10 @@ def test_every_row_goes_to_one_rank_and_all_ranks_make_as_many_passes(
             assert stream.input_ids.shape[1] <= max(micro, LENGTH)
             if (targets != IGNORED).any() or stream.input_ids.shape[1] > 2:
                 seen += stream.input_ids[0].tolist()
-        expected = [row for _, row in order.batch(step, batch)]
+        expected = [order[p][1] for p in range(draw.first, draw.end)]
+        assert all(f.samples == [(0, row) for row in expected] and f.draw is draw for f in found)
         assert sorted(seen) == sorted(t for row in expected for d in documents[row] for t in d)
-        assert found[0].work.tokens == batch * LENGTH
+        assert found[0].work.tokens == len(draw) * LENGTH
         assert found[0].work.sequences == sum(len(documents[row]) for row in expected)
 
 

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 from data_prep.files import content_id
 from train import engine as engine_module
 from train.attention_layout import attention_layout
+from train.draws import Draw
 from train.encoder import EncoderConfig, load_backbone, make_encoder
 from train.engine import Engine, Step
 from train.finetune import FinetuneConfig, train_step
@@ -112,10 +113,12 @@ def hand_of(folder: Path, home: Path, encoder: EncoderConfig, negatives: int) ->
     rank, ranks = world()
     shards, sources = load_sources({"pairs": 1.0}, {"pairs": folder / "pairs"})
     stream = PairStream(
-        shards, sources, tokenizer=AutoTokenizer.from_pretrained(home), encoder=encoder, seed=0, batch=2, positives=1,
+        shards, sources, tokenizer=AutoTokenizer.from_pretrained(home), encoder=encoder, seed=0, order_batch=2, positives=1,
         hard_negatives=1, homogeneous=False, avoid_duplicates=False, rank=rank, ranks=ranks,
     )  # fmt: skip
-    return stream.hand([chosen(row) for row in global_batch(negatives)])
+    batch = [chosen(row) for row in global_batch(negatives)]
+    draw = Draw(step=1, first=0, end=len(batch), positions=range(len(batch)), samples=[])
+    return stream.hand(batch, draw=draw, samples=[])
 
 
 def run_case(case: Case, folder: Path, gradients_to: Path, **zero: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import train.engine
 import train.finetune
 from data_prep.errors import UserError
 from train.attention_layout import attention_layout
+from train.draws import Draw
 from train.encoder import EncoderConfig, load_backbone, make_encoder
 from train.engine import Step
 from train.finetune import FinetuneConfig, finetune, train_step
@@ -115,10 +116,10 @@ class RecordingStream(PairStream):
 
     seen: dict[int, Any]
 
-    def __call__(self, step: int) -> Hand:
-        hand = super().__call__(step)
-        rows = [(row.query, tuple(row.passages)) for row in self.rows(step)[0]]
-        RecordingStream.seen[step] = (rows, [tuple(ids) for ids in hand.ids])
+    def __call__(self, draw: Draw) -> Hand:
+        hand = super().__call__(draw)
+        rows = [(row.query, tuple(row.passages)) for _, row in self.rows(draw)]
+        RecordingStream.seen[draw.step] = (rows, [tuple(ids) for ids in hand.ids])
         return hand
 
 
@@ -144,7 +145,7 @@ def small_training(folder: Path, out: Path, stage: int) -> dict[str, Any]:
     ranks = world()[1]
     found: list[Any] = [None] * ranks
     dist.all_gather_object(found, RecordingStream.seen)
-    steps = range(STEPS)
+    steps = range(1, STEPS + 1)
     return {
         "rows": [found[0][step][0] for step in steps],
         "ranks_agree": all(part[step][0] == found[0][step][0] for part in found for step in steps),
