@@ -24,6 +24,9 @@ from train.phase import PhaseConfig
 if TYPE_CHECKING:
     import torch
 
+    from train.history.pieces import Piece
+    from train.zero_state import Read
+
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 
 
@@ -147,6 +150,7 @@ class Engine:
         import deepspeed
 
         from train.admission import AskingAdamW
+        from train.zero_state import ZeroState
 
         # what transformers loads is in evaluation mode, in which it would ignore activation checkpointing and dropout
         module.train()
@@ -162,7 +166,8 @@ class Engine:
         self._config = config
         self.device: torch.device = self._engine.device
         self.module: torch.nn.Module = self._engine.module
-        self.updates = 0
+        self.updates = 0  # optimiser updates that were applied
+        self._state = ZeroState(self._engine, self._optimizer, config.zero_stage)
         self._reduces_every_pass = config.zero_stage >= 2
 
     def __call__(self, *args: Any) -> Any:
@@ -227,6 +232,35 @@ class Engine:
     def rate(self) -> float:
         """The learning rate that the next step will use."""
         return float(self._optimizer.param_groups[0]["lr"])
+
+    def pieces(self) -> list[Piece]:
+        """Views of the fp32 weights and moments that this rank holds (train/zero_state.py); all of them at stage 0."""
+        return self._state.pieces(self.updates)
+
+    def own_pieces(self) -> list[Piece]:
+        """Views of what this rank must save, so that all ranks together save every element once, evenly."""
+        return self._state.own_pieces(self.updates)
+
+    def restore(self, read: Read, *, updates: int) -> None:
+        """Go on from saved pieces, of any number of ranks and any stage; also in an engine that has trained on.
+
+        A collective, between steps. The caller sets the rate.
+
+        Args:
+            read: (name, kind, start, stop) → that flat range, 1-D. updates: `Engine.updates` when it was saved.
+        """
+        self._state.restore(read, updates=updates)
+        self.updates = updates
+
+    @property
+    def named_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each trained parameter by name, whole under every stage."""
+        return dict(self._state.shapes)
+
+    @property
+    def parameters_total(self) -> int:
+        """Elements of all trained parameters, over all ranks."""
+        return self._state.total
 
     def full_gradients(self) -> dict[str, torch.Tensor]:
         """Every parameter's gradient over the whole global batch, in fp32; call between `backward` and `step`.
