@@ -64,8 +64,12 @@ def put(source: Path, place: Path) -> None:
 
 
 def remove(place: Path) -> None:
-    """Delete a checkpoint; it loses its name first, so that a half-deleted one is never taken for a damaged one."""
-    leaving = place.with_name(f".{place.name}.removing")
+    """Delete a checkpoint or an unfinished one.
+
+    It loses its name first: a half-deleted one is never taken for a damaged one, and a rank that is still writing into
+    an unfinished one finds it gone.
+    """
+    leaving = place.with_name(f".{place.name.removeprefix('.')}.removing")
     shutil.rmtree(leaving, ignore_errors=True)
     os.rename(place, leaving)
     shutil.rmtree(leaving, ignore_errors=True)

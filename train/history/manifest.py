@@ -75,15 +75,15 @@ def build_index(parameters: Mapping[str, Sequence[int]], files: Iterable[Mapping
             for kind in kinds:
                 index.setdefault((name, kind), []).append(Run(start, stop, file["file"]))
     held = {name for name, _ in index}
-    for name, shape in parameters.items():
-        if name not in held and math.prod(shape):
+    sizes = {name: math.prod(tuple(shape)) for name, shape in parameters.items()}
+    for name, size in sizes.items():
+        if name not in held and size:
             raise Damaged(f"no file holds {name}")
     for (name, kind), runs in index.items():
-        if name not in parameters:
+        if name not in sizes:
             raise Damaged(f"{runs[0].file} holds {name}, which is no parameter")
         runs.sort()
-        at = 0
-        size = math.prod(tuple(parameters[name]))
+        at, size = 0, sizes[name]
         for run in [*runs, Run(size, size, "the end")]:
             if run.start != at:
                 wrong = "no file holds" if run.start > at else "two files hold"

@@ -14,9 +14,7 @@ deleted before its successor is in place.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import shutil
 import socket
 import threading
 import time
@@ -45,7 +43,6 @@ from train.history.pieces import Piece
 if TYPE_CHECKING:
     import torch
 
-_log = logging.getLogger(__name__)
 _LOOK_S, _LONGEST_LOOK_S = 0.01, 0.5
 
 
@@ -186,7 +183,8 @@ class Saver:
     def _clear(self, task: _Task, why: str) -> None:
         """Take away what this rank wrote: nothing half-written stays, and a full disk gets its space back."""
         if self._rank == 0:
-            shutil.rmtree(task.place, ignore_errors=True)
+            with suppress(OSError):
+                remove(task.place)
             return
         with suppress(OSError, UserError):
             (task.place / state_name(self._rank, self._ranks)).unlink(missing_ok=True)
