@@ -1,0 +1,364 @@
+"""Which samples every step of a training phase was handed: an append-only file that survives crashes.
+
+Invariant: what `mark` vouches for is on the disk, whole and in order; what a crash leaves after that is a prefix of
+what was written, and is gone on with. Only rank 0 writes. Lines are written and synced by a thread, so that a step
+waits for the disk only when it is hundreds of lines behind; an error of the disk comes out of the next call.
+
+    {"kind":"header", format, phase, history, sources, epoch_samples, fingerprint, seed, block, order_batch, end}
+    {"kind":"start", step, position, restart, ranks, nodes, hosts, job, zero_stage, batch, time}   goes on after `step`
+    {"kind":"step", step, epoch, first, end, moved, sources, order, loss, grad_norm, rate, skipped?}
+    {"kind":"checkpoint", step, ranks, bytes}                  is whole on the disk; `found` where its own line was lost
+    {"kind":"rewind", step, to_step, first, end, reason}       weights of `to_step` again; places [first, end) set aside
+    {"kind":"stop", step, reason}   {"kind":"end", step}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.files import disk_errors
+from train.draws import Draw
+from train.history.records import FORMAT, LedgerFault, chain_of, number, order_hash, parse, seal, sealed_lines
+
+EVENTS = ("checkpoint", "rewind", "stop", "end")
+_AHEAD = 512
+
+
+@dataclass
+class _Found:
+    """What is in a ledger that is opened again."""
+
+    header: dict[str, Any] | None = None
+    bytes: int = 0
+    chain: str = ""
+    starts: int = 0
+    last_step: int = 0
+    saved: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Flush:
+    """Asks the thread to say when everything before it is on the disk, and how far that is."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    bytes: int = 0
+    chain: str = ""
+
+
+class Ledger:
+    """A phase's ledger, open for appending; see `open`.
+
+    Attributes:
+        header: its first record. starts: starts so far. last_step: the last step in it, also one that was undone later.
+        committed: the step of the last checkpoint that was committed, None before any.
+    """
+
+    @classmethod
+    def open(cls, path: Path, header: Mapping[str, Any]) -> Ledger:
+        """A new ledger, or one that is gone on with; what a crash has torn at its end is cut off.
+
+        Args:
+            header: `GlobalOrder.facts()` and phase, order_batch, end; also history, or one is made up.
+
+        Raises:
+            UserError: it is of something else, of a newer format, damaged, or cannot be written.
+        """
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                found = _read(path)
+                if found.header is None:
+                    found.header = {"kind": "header", "format": FORMAT, "history": uuid.uuid4().hex, **header}
+                    line, found.chain = seal(found.header, "")
+                    os.ftruncate(descriptor, 0)  # a header that a crash has torn
+                    _write(descriptor, line)
+                    found.bytes = len(line)
+                    os.fsync(descriptor)
+                    _sync_folder(path.parent)
+                else:
+                    _same(path, found.header, header)
+                    if os.fstat(descriptor).st_size > found.bytes:
+                        os.ftruncate(descriptor, found.bytes)
+                        os.fsync(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return cls(path, descriptor, found)
+
+    def __init__(self, path: Path, descriptor: int, found: _Found) -> None:
+        assert found.header is not None
+        self.path, self.header = path, found.header
+        self.starts, self.last_step = found.starts, found.last_step
+        self._saved = found.saved
+        self._descriptor, self._bytes, self._chain = descriptor, found.bytes, found.chain
+        self._names = [s["name"] for s in self.header["sources"]]
+        self._at: tuple[int, int] | None = None  # (step, position) that the next step goes on from
+        self._counts = dict.fromkeys(self._names, 0)
+        self._queue: queue.Queue[Callable[[], dict[str, Any]] | _Flush | None] = queue.Queue(_AHEAD)
+        self._error: BaseException | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
+        self._thread.start()
+
+    @property
+    def committed(self) -> int | None:
+        """The step of the last checkpoint that was committed, None before any."""
+        return self._saved[-1] if self._saved else None
+
+    def start(
+        self,
+        *,
+        step: int,
+        position: int,
+        restart: int,
+        ranks: int,
+        nodes: int,
+        hosts: Sequence[str],
+        job: str | None,
+        zero_stage: int,
+        batch: int,
+    ) -> None:
+        """Training goes on after `step`, at `position`, with these resources. Steps after it are undone by this.
+
+        Raises `UserError` where the ledger does not hold that step.
+        """
+        self._counts = self._counted(step)
+        if step and step not in self._saved:
+            # it was whole on the disk, and found there; the crash came before its line
+            self._put(lambda: {"kind": "checkpoint", "step": step, "ranks": None, "bytes": None, "found": True})
+            self._saved.append(step)
+        record = {
+            "kind": "start",
+            "step": step,
+            "position": position,
+            "restart": restart,
+            "ranks": ranks,
+            "nodes": nodes,
+            "hosts": list(hosts),
+            "job": job,
+            "zero_stage": zero_stage,
+            "batch": batch,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._put(lambda: record)
+        self.starts += 1
+        self._at = (step, position)
+
+    def step(
+        self,
+        draw: Draw,
+        *,
+        samples: Sequence[tuple[int, int]],
+        loss: float,
+        norm: float | None,
+        rate: float,
+        skipped: str | None = None,
+    ) -> None:
+        """A step is over.
+
+        Args:
+            draw: what was asked for. samples: (source, row) of what was read for it, in its order; must stay as it is.
+            skipped: why it did not change the weights, where it did not.
+        """
+        if self._at != (draw.step - 1, draw.first):
+            raise RuntimeError(f"step {draw.step} at place {draw.first} does not follow (step, place) {self._at}")
+        self._at, self.last_step = (draw.step, draw.end), draw.step
+        facts = {"loss": number(loss), "grad_norm": number(norm), "rate": rate}
+        if skipped is not None:
+            facts["skipped"] = skipped
+        self._put(lambda: self._step_record(draw, samples) | facts)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """A checkpoint, rewind, stop or end; see the top of this file. Any thread may call it."""
+        if kind not in EVENTS:
+            raise ValueError(f"{kind!r} is none of {EVENTS}")
+        self._put(lambda: {"kind": kind, **facts})
+        if kind == "checkpoint":
+            self._saved.append(facts["step"])
+
+    def mark(self) -> dict[str, Any]:
+        """{"bytes", "chain"} of the ledger so far, all of which is on the disk when this returns."""
+        flush = _Flush()
+        self._put(flush)
+        flush.done.wait()
+        self._raise()
+        return {"bytes": flush.bytes, "chain": flush.chain}
+
+    def holds(self, mark: Mapping[str, Any]) -> bool:
+        """Whether this ledger begins with all that `mark` vouched for. Asked before anything is appended."""
+        end = int(mark["bytes"])
+        if end > self._bytes:
+            return False
+        tail = os.pread(self._descriptor, min(end, 100), max(0, end - 100))
+        return chain_of(tail) == mark["chain"]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All records on the disk, the header first."""
+        return read_records(self.path)
+
+    def close(self) -> None:
+        """Put everything on the disk and end. Safe to call twice; raises what went wrong."""
+        if self._closed:
+            return
+        try:
+            self.mark()
+        finally:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+            os.close(self._descriptor)
+
+    def _counted(self, step: int) -> dict[str, int]:
+        """How many samples of each source were used up to and with `step`, by its last record."""
+        counts = dict.fromkeys(self._names, 0)
+        if not step:
+            return counts
+        self.mark()
+        wanted, found = f'{{"kind":"step","step":{step},'.encode(), b""
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.startswith(wanted):
+                    found = line
+        if not found:
+            raise UserError(
+                str(self.path), f"holds no step {step}, after which the checkpoint would go on",
+                "put the ledger back from a copy, or start over beside it with --fresh",
+            )  # fmt: skip
+        # a source that this step did not use is in the line too
+        return counts | {name: end for name, (_, end) in json.loads(found)["sources"].items()}
+
+    def _step_record(self, draw: Draw, samples: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The facts of a step about its samples; in the thread, in the order of the steps."""
+        before = dict(self._counts)
+        for source, _ in samples:
+            self._counts[self._names[source]] += 1
+        moved = {
+            str(place): position
+            for place, position in zip(range(draw.first, draw.end), draw.positions, strict=True)
+            if place != position
+        }
+        return {
+            "kind": "step",
+            "step": draw.step,
+            "epoch": draw.first // self.header["epoch_samples"],
+            "first": draw.first,
+            "end": draw.end,
+            "moved": moved,
+            "sources": {name: [before[name], self._counts[name]] for name in self._names},
+            "order": order_hash(samples),
+        }
+
+    def _put(self, item: Callable[[], dict[str, Any]] | _Flush) -> None:
+        self._raise()
+        if self._closed:
+            raise RuntimeError(f"{self.path} is closed")
+        self._queue.put(item)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        """Take what is waiting, write it as one piece, sync, and say so to those who wait for it."""
+        ended = False
+        while not ended:
+            items = [self._queue.get()]
+            while not self._queue.empty():
+                items.append(self._queue.get_nowait())
+            ended = None in items
+            try:
+                if self._error is None:
+                    with disk_errors(self.path):
+                        self._append([item() for item in items if callable(item)])
+            except BaseException as error:  # the next caller's to raise
+                self._error = error
+            for item in items:
+                if isinstance(item, _Flush):
+                    item.bytes, item.chain = self._bytes, self._chain
+                    item.done.set()
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
+        if not records:
+            return
+        if os.fstat(self._descriptor).st_size != self._bytes:
+            raise UserError(
+                str(self.path), "was written to by another process", "end the other training of this run first"
+            )
+        lines, chain = [], self._chain
+        for record in records:
+            line, chain = seal(record, chain)
+            lines.append(line)
+        data = b"".join(lines)
+        try:
+            _write(self._descriptor, data)
+            os.fdatasync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, self._bytes)
+            raise
+        self._bytes, self._chain = self._bytes + len(data), chain
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """All records of a ledger, the header first. Raises `LedgerFault` where its seals are broken."""
+    for line_number, _, line in sealed_lines(path):
+        yield parse(path, line_number, line)
+
+
+def _read(path: Path) -> _Found:
+    """What is in a ledger; the seal of every line is checked, and only the few that are not steps are parsed."""
+    found = _Found()
+    for line_number, offset, line in sealed_lines(path):
+        found.bytes, found.chain = offset + len(line), chain_of(line) or ""
+        if line.startswith(b'{"kind":"step","step":'):
+            found.last_step = int(line[22:].split(b",", 1)[0])
+            continue
+        record = parse(path, line_number, line)
+        if line_number == 1:
+            if record["kind"] != "header":
+                raise LedgerFault(path, 1, f"is a {record['kind']!r}, not the header")
+            found.header = record
+        found.starts += record["kind"] == "start"
+        if record["kind"] == "checkpoint":
+            found.saved.append(record["step"])
+    return found
+
+
+def _same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a ledger is of another phase, data, seed or order."""
+    if old.get("format", 0) > FORMAT:
+        raise UserError(
+            str(path), f"was written by a newer rumpun (format {old['format']}, this one reads {FORMAT})",
+            "use that version",
+        )  # fmt: skip
+    for key, value in new.items():
+        if old.get(key) != value:
+            raise UserError(
+                f"{path}: {key} = {json.dumps(old.get(key))}",
+                f"this run has {json.dumps(value)}",
+                "set it back, or start over beside it with --fresh",
+            )
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
