@@ -38,7 +38,7 @@ class LedgerFault(UserError):
             what,
             "put the ledger back from a copy; if nobody has touched it, the run did not use its samples as it should",
         )
-        self.line = line
+        self.path, self.line = path, line
 
 
 def order_hash(samples: Sequence[tuple[int, int]] | NDArray[np.int64]) -> str:
