@@ -44,10 +44,11 @@ def rumpun(job: Job, gate: Gate) -> None:
     from train.backbone import copy_tokenizer
     from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config
     from train.engine import Engine
-    from train.finetune import FinetuneConfig, shared_facts, train_step
+    from train.finetune import FinetuneConfig, teach
     from train.flops import Flops, Work
     from train.graph_memory import GraphMemory
     from train.loader import Prefetch
+    from train.loop import summed
     from train.model_folder import save_encoder
     from train.phase import rate_factor
 
@@ -85,9 +86,9 @@ def rumpun(job: Job, gate: Gate) -> None:
     for step in count():
         gate.next_step()
         engine.set_rate(config.learning_rate * rate_factor(config, step=step, steps=job["steps"]))
-        facts = train_step(engine, next(hands), config, graphs, layout=layout)
+        lesson = teach(engine, next(hands), config, graphs, layout=layout)
+        loss, work, *_ = summed(lesson, [], device=engine.device)
         engine.step()
-        loss, work, _ = shared_facts(facts, engine.device)
         done[0] = done[0] + work
         gate.saw(loss)
 

@@ -31,6 +31,9 @@ class Progress:
     def advance(self, n: int = 1, **shown: float | str) -> None:
         """Move the current bar by `n` units; `shown` are values to print beside it (loss, rate …)."""
 
+    def note(self, line: str) -> None:
+        """Say one line that stays."""
+
     @contextmanager
     def work(self, kind: WorkKind) -> Iterator[None]:
         """Count the seconds of the block as work of this kind."""

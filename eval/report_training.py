@@ -33,6 +33,7 @@ _FACTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("padding", "padding, of the computed tokens", _percent),
     ("data_wait", "waiting for data, of the time", _percent),
     ("gather", "exchanging embeddings, of the time", _percent),
+    ("checkpoint_share", "held up by checkpoints, of the time", _percent),
     ("rank_imbalance", "tokens of the busiest rank above the mean", _percent),
     ("chunks", "forward passes of a rank in a step", _plain),
     ("kept_chunks", "of these kept their graph", _plain),
@@ -95,6 +96,8 @@ def _note(phase: Phase) -> str:
         parts.append(f"{number(round(summary['tokens'] / summary['train_s']))} tokens/s on average")
     if summary.get("truncated"):
         parts.append(f"{number(summary['truncated'])} texts were cut to the longest length")
+    if restarts := summary.get("restarts"):
+        parts.append(f"interrupted and resumed {restarts} time{'s' if restarts != 1 else ''}")
     if summary.get("startup_s"):
         parts.append(f"{charts.seconds(summary['startup_s'])} to start")
     memory, host = summary.get("peak_memory_gb"), summary.get("peak_rss_gb")

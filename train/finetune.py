@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from data_prep.errors import UserError
+from train.agree import on_first_rank
 from train.backbone import copy_tokenizer, parameter_counts
 from train.compiled import compile_where_it_pays
 from train.draws import Draws
@@ -24,12 +25,15 @@ from train.dropout import set_dropout
 from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config
 from train.flops import Flops, Work
 from train.gather import world
-from train.loader import Prefetch
+from train.history.identity import Identity, flat, folder_fingerprint
+from train.history.resume import History
+from train.loop import Lesson, Loop
 from train.meter import Meter
 from train.objectives import ObjectiveName
 from train.pair_stream import PairSource, PairStream, load_sources
-from train.phase import PhaseConfig, check_fills, rate_factor, total_steps
+from train.phase import PhaseConfig, check_fills, total_steps
 from train.recompute import recompute_layers
+from train.survival import Survival
 from train.telemetry import Telemetry
 from train.unused_head import unused_parameters
 
@@ -48,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 class FinetuneConfig(PhaseConfig):
     """[finetune]: contrastive finetuning on a blend of pair shards."""
+
+    HARMLESS: ClassVar[frozenset[str]] = PhaseConfig.HARMLESS | {"kept_chunks", "layout"}
 
     batch_pairs: Annotated[int, Field(gt=1)] = 64
     """Queries in one optimiser step, over all ranks; each sees the passages of all the others as negatives."""
@@ -144,30 +150,45 @@ def train_step(
     return facts
 
 
-def shared_facts(facts: StepFacts, device: Any) -> tuple[float, Work, float]:
-    """(loss, work, tokens of the busiest rank over the mean - 1) of all ranks. A collective."""
-    import torch
-    import torch.distributed as dist
-
-    rank, ranks = world()
-    mine = [facts.share, *facts.work.values()]
-    table = torch.zeros(ranks, len(mine), dtype=torch.float64, device=device)
-    table[rank] = torch.tensor(mine, dtype=torch.float64)
-    if ranks > 1:
-        dist.all_reduce(table)
-    loss, *total = table.sum(0).tolist()
-    work = Work(*(int(v) for v in total))
-    return loss, work, float(table[:, 1].max()) * ranks / max(1, work.tokens) - 1
+def teach(
+    engine: Engine, hand: Hand, config: FinetuneConfig, memory: GraphMemory, *, layout: Layout = "packed"
+) -> Lesson:
+    """This rank's part of one global batch, and what the record says of it."""
+    facts = train_step(engine, hand, config, memory, layout=layout)
+    return Lesson(
+        facts.share,
+        facts.work,
+        parts={"gather": facts.gather_s},
+        notes={
+            "truncated": hand.truncated,
+            "chunks": facts.chunks,
+            "kept_chunks": facts.kept,
+            "duplicates_in_batch": hand.draw.duplicates,
+            "source": "+".join(hand.sources),
+        },
+    )
 
 
 def finetune(
-    config: FinetuneConfig, encoder: EncoderConfig, *, sources: Mapping[str, Path], model: Path, out: Path, seed: int
+    config: FinetuneConfig,
+    encoder: EncoderConfig,
+    *,
+    sources: Mapping[str, Path],
+    model: Path,
+    out: Path,
+    seed: int,
+    survival: Survival | None = None,
 ) -> None:
     """Train on every rank of an already started group; rank 0 writes `out/model`, metrics.jsonl and summary.json.
 
     Args:
         sources: pair shard folders by name (`pairs`, `mine`, `synth`).
         model: a model folder with tokenizer; an output head in it is left behind.
+        survival: where the history lies, and so on; a history in `out/history` without it.
+
+    Raises:
+        UserError: too few pairs, or the history is of something else.
+        Stopped: a signal or the time limit ended it early; see train/loop.py.
     """
     import torch
     from transformers import AutoTokenizer
@@ -179,20 +200,46 @@ def finetune(
     from train.objectives.matryoshka import check_dims
 
     started = time.perf_counter()
+    survival = survival or Survival(history=out / "history")
     rank, ranks = world()
     check_fills(config.batch_pairs, ranks, name="finetune.batch_pairs")
     torch.manual_seed(seed)
-    telemetry = Telemetry(out, active=rank == 0)
+    telemetry = Telemetry(out, history=survival.history, active=rank == 0)
     telemetry.status("starting")
+    survival.at("reading the data")
     shards, blend = load_sources(config.blend, sources)
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    survival.at("loading the model")
+    backbone = load_backbone(model, bidirectional=encoder.bidirectional, precision="fp32")
+    check_dims(config.matryoshka, encoder.projection or backbone.config.hidden_size)
+    layout = attention_layout(backbone, config.layout)
+    set_dropout(backbone, config.dropout)
+    if config.activation_checkpointing:
+        recompute_layers(backbone)
+    if config.compile:
+        compile_where_it_pays(backbone)
+    counts, left_out = parameter_counts(backbone), unused_parameters(model)
+    survival.at("opening the history")
+    history = History.enter(
+        survival.history,
+        Identity(
+            phase="finetune",
+            seed=seed,
+            config=flat("finetune", config.model_dump(mode="json")) | flat("encoder", encoder.model_dump(mode="json")),
+            harmless=frozenset(f"finetune.{name}" for name in config.HARMLESS),
+            batch="finetune.batch_pairs",
+            data={source.name: shard.fingerprint for source, shard in zip(blend, shards, strict=True)},
+            model=survival.inputs.get("model") or on_first_rank(lambda: folder_fingerprint(model)),
+            sizes=counts,
+        ),
+    )
     stream = PairStream(
         shards,
         blend,
         tokenizer=tokenizer,
         encoder=encoder,
         seed=seed,
-        order_batch=config.batch_pairs,
+        order_batch=history.order_batch,
         positives=config.positives,
         hard_negatives=config.hard_negatives,
         homogeneous=config.homogeneous,
@@ -206,23 +253,25 @@ def finetune(
             f"must be at least one for each of the {ranks} processes",
             "add pairs or lower --nproc",
         )
-    backbone = load_backbone(model, bidirectional=encoder.bidirectional, precision="fp32")
-    check_dims(config.matryoshka, encoder.projection or backbone.config.hidden_size)
-    layout = attention_layout(backbone, config.layout)
-    set_dropout(backbone, config.dropout)
-    if config.activation_checkpointing:
-        recompute_layers(backbone)
-    if config.compile:
-        compile_where_it_pays(backbone)
-    counts, left_out = parameter_counts(backbone), unused_parameters(model)
-    flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
-    steps = total_steps(config, samples=stream.order.epoch_rows, batch=config.batch_pairs)
-    draws = Draws(
-        stream.order, batch=config.batch_pairs, end=steps * config.batch_pairs, arrangement=stream.arrangement
+    steps = total_steps(config, samples=stream.order.epoch_rows, batch=history.order_batch)
+    end = steps * history.order_batch
+    history.open(
+        stream.order,
+        phase="finetune",
+        end=end,
+        batch=config.batch_pairs,
+        zero_stage=config.zero_stage,
+        job=survival.job,
     )
+    telemetry.resume(history.done_steps)
+    survival.at("starting the engine")
+    flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
     module = make_encoder(backbone, encoder, layout=layout)
     engine = Engine(module, config)
     memory = GraphMemory(config.kept_chunks, device=engine.device)
+    remembered = history.facts.get("phase", {})
+    truncated = int(remembered.get("truncated", 0))
+    memory.load(remembered.get("graph_memory"))
     meter = Meter(
         telemetry,
         startup_s=time.perf_counter() - started,
@@ -231,40 +280,45 @@ def finetune(
         ranks=ranks,
         precision=config.precision,
     )
-    telemetry.status("training", total=steps)
-    truncated = 0
-    with Prefetch(lambda step: stream(draws(step)), range(1, steps + 1)) as hands:
-        for step in range(steps):
-            meter.begin_step()
-            with meter.waiting():
-                hand = next(hands)
-            rate = config.learning_rate * rate_factor(config, step=step, steps=steps)
-            engine.set_rate(rate)
-            facts = train_step(engine, hand, config, memory, layout=layout)
-            meter.add("gather", facts.gather_s)
-            norm = engine.step().norm
-            loss, work, uneven = shared_facts(facts, engine.device)
-            truncated += hand.truncated
-            meter.end_step(
-                loss=loss,
-                rate=rate,
-                norm=norm,
-                work=work,
-                truncated=hand.truncated,
-                rank_imbalance=uneven,
-                chunks=facts.chunks,
-                kept_chunks=facts.kept,
-                duplicates_in_batch=hand.draw.duplicates,
-                source="+".join(hand.sources),
-            )
+
+    def learn(hand: Hand) -> Lesson:
+        nonlocal truncated
+        truncated += hand.truncated
+        return teach(engine, hand, config, memory, layout=layout)
+
+    loop = Loop(
+        config,
+        seed=seed,
+        engine=engine,
+        draws=Draws(
+            stream.order,
+            batch=config.batch_pairs,
+            end=end,
+            arrangement=stream.arrangement,
+            done_steps=history.done_steps,
+            done=history.done,
+        ),
+        steps=steps,
+        make=stream,
+        teach=learn,
+        meter=meter,
+        survival=survival,
+        history=history,
+        out=out,
+        remember=lambda: {"truncated": truncated, "graph_memory": memory.state()},
+    )
+    telemetry.status("training", total=loop.steps_left)
+    loop.run()
     train_s = meter.elapsed_s
     if truncated:
         _log.warning("%d sequences were cut to encoder.max_tokens = %d tokens", truncated, encoder.max_tokens)
+    loop.pause("saving the model")
     telemetry.status("saving")
     save_encoder(engine, module, out / "model")
     if rank == 0:
         copy_tokenizer(model, out / "model")
         save_encoder_config(encoder, out / "model")
+    loop.finish()
     telemetry.finish(
         meter.summary(
             "finetune",
@@ -278,5 +332,6 @@ def finetune(
             truncated=truncated,
             head_parameters_left_out=left_out.parameters,
             head_training_bytes_left_out=left_out.training_bytes,
+            **loop.summary(),
         )
     )

@@ -7,7 +7,7 @@ graph holds are counted, not estimated: autograd shows every tensor that it save
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,6 +73,15 @@ class GraphMemory:
         """After the first step, when everything that lives as long as the run is there: see what is left."""
         if self.measuring and self.bytes_per_token is not None:
             self._tokens = int(free_bytes(self._device) / max(1.0, self.bytes_per_token))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for another process to keep as much, as JSON values."""
+        return {"tokens": self._tokens, "bytes_per_token": self.bytes_per_token, "device": self._device.type}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Decide as the process of this state did, where it ran on the same kind of device."""
+        if state is not None and state["device"] == self._device.type:
+            self._tokens, self.bytes_per_token = state["tokens"], state["bytes_per_token"]
 
     def chunks(self, chunk_tokens: list[int]) -> int:
         """How many of these chunks, counted from the last, may keep their graph: at least 1."""

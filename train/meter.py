@@ -6,6 +6,7 @@ writes it down. Times and memory are those of the process that writes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,8 +44,12 @@ class Meter:
         self._telemetry, self._startup_s = telemetry, startup_s
         self._flops, self._device, self._ranks, self._training = flops, device, ranks, training
         self._peak = device_peak(device, precision) if flops else None
-        self._losses: list[float] = []
+        self._steps = 0
+        self._first_loss: float | None = None
+        self._last_loss: float | None = None
         self._work = Work()
+        self._pauses: dict[str, float] = {}
+        self._elapsed_before_s = 0.0
         self._parts: dict[str, float] = {}
         self._all_parts: dict[str, float] = {}
         self._steps_s = 0.0
@@ -103,8 +108,12 @@ class Meter:
             self._all_parts[name] = self._all_parts.get(name, 0.0) + seconds
         head: dict[str, Any] = {}
         if loss is not None:
-            self._losses.append(loss)
-            head = {"step": len(self._losses), "loss": loss, "lr": rate, "grad_norm": norm}
+            self._steps += 1
+            # JSON has no number for what is not finite
+            loss, norm = _finite(loss), _finite(norm)
+            self._first_loss = loss if self._steps == 1 else self._first_loss
+            self._last_loss = loss
+            head = {"step": self._steps, "loss": loss, "lr": rate, "grad_norm": norm}
         record = {
             **head,
             **more,
@@ -112,7 +121,7 @@ class Meter:
             "sequences": work.sequences,
             "pairs": work.pairs,
             "step_s": step_s,
-            "elapsed_s": now - self._started,
+            "elapsed_s": self._elapsed_before_s + now - self._started,
             **self._rates(work, step_s, self._parts),
             "peak_memory_gb": peak_memory_gb(self._device),
         }
@@ -137,8 +146,34 @@ class Meter:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the meter was made."""
-        return time.perf_counter() - self._started
+        """Seconds of this meter and of those whose state it took over."""
+        return self._elapsed_before_s + time.perf_counter() - self._started
+
+    def pause(self, name: str, seconds: float) -> None:
+        """Count seconds between two steps, such as those that a checkpoint blocks, under a name."""
+        self._pauses[name] = self._pauses.get(name, 0.0) + seconds
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for another meter to go on counting, as JSON values."""
+        return {
+            "steps": self._steps,
+            "first_loss": self._first_loss,
+            "last_loss": self._last_loss,
+            "work": list(self._work.values()),
+            "parts": self._all_parts,
+            "pauses": self._pauses,
+            "steps_s": self._steps_s,
+            "elapsed_s": self.elapsed_s,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from the state of another meter; the time between the two counts for neither."""
+        self._steps = state["steps"]
+        self._first_loss, self._last_loss = state["first_loss"], state["last_loss"]
+        self._work = Work(*state["work"])
+        self._all_parts, self._pauses = dict(state["parts"]), dict(state["pauses"])
+        self._steps_s, self._elapsed_before_s = state["steps_s"], state["elapsed_s"]
+        self._started = time.perf_counter()
 
     def totals(self) -> dict[str, Any]:
         """Work, rates and shares over all steps so far; `steps_s` are the seconds inside steps."""
@@ -171,7 +206,7 @@ class Meter:
         """What summary.json says of the phase; `sizes` are the parameter counts, `more` what the phase adds."""
         return {
             "phase": phase,
-            "steps": len(self._losses),
+            "steps": self._steps,
             "world_size": ranks,
             "zero_stage": config.zero_stage,
             **sizes,
@@ -179,13 +214,19 @@ class Meter:
             "train_s": train_s,
             "save_s": save_s,
             **self.totals(),
-            "loss_first": self._losses[0] if self._losses else None,
-            "loss_last": self._losses[-1] if self._losses else None,
+            **{f"{name}_s": seconds for name, seconds in self._pauses.items()},
+            **{f"{name}_share": seconds / max(train_s, 1e-9) for name, seconds in self._pauses.items()},
+            "loss_first": self._first_loss,
+            "loss_last": self._last_loss,
             "device": device_name(device),
             "precision": config.precision,
             "versions": library_versions(),
             **more,
         }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def device_name(device: Any) -> str:

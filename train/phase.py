@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,11 @@ from data_prep.errors import UserError
 
 class PhaseConfig(Section):
     """Fields of [pretrain] and [finetune] that mean the same in both."""
+
+    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+        {"zero_stage", "offload", "micro_batch_tokens", "activation_checkpointing", "reduce_once", "compile"}
+    )
+    """Fields that decide speed and memory but no number: a resumed run may change them, a finished one stays valid."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the data; a fraction stops early. Each full pass uses every sample exactly once."""
@@ -54,6 +59,10 @@ class PhaseConfig(Section):
     """Fuse the layers' token-wise parts with torch.compile, up to a minute at the start. On CUDA only: on a CPU it was
     measured to save 1-4 % of a step, and is left out."""
 
+    def essentials(self) -> dict[str, Any]:
+        """What the result depends on, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.HARMLESS))
+
     @model_validator(mode="after")
     def _bf16_is_sharded(self) -> PhaseConfig:
         # at stage 0 DeepSpeed swaps in another bf16 optimizer, whose losses differ from those of stages 1-3
@@ -77,8 +86,8 @@ def total_steps(config: PhaseConfig, *, samples: int, batch: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def rate_factor(config: PhaseConfig, *, step: int, steps: int) -> float:
-    """The learning rate of step number `step` (from 0) of `steps`, as a share of the peak.
+def rate_factor(config: PhaseConfig, *, step: float, steps: int) -> float:
+    """The learning rate after `step` of `steps` steps, as a share of the peak; a fraction where the batch size changed.
 
     Warm-up is linear. `wsd` decays over the last `decay_share` of all steps, never before warm-up ends: Hu et al.,
     "MiniCPM" (arXiv 2404.06395); the 1 - sqrt shape from Hägele et al. (arXiv 2405.18392).

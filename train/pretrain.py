@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from data_prep.errors import UserError
+from train.agree import on_first_rank
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
 from train.draws import Draws
 from train.dropout import set_dropout
 from train.flops import Flops
 from train.gather import world
+from train.history.identity import Identity, flat, folder_fingerprint
+from train.history.resume import History
 from train.host_linear import use_host_linear
-from train.loader import Prefetch
+from train.loop import Lesson, Loop
 from train.meter import Meter
-from train.phase import PhaseConfig, check_fills, rate_factor, total_steps
+from train.phase import PhaseConfig, check_fills, total_steps
 from train.recompute import recompute_layers
+from train.survival import Survival
 from train.telemetry import Telemetry
 from train.token_rows import Passes, TokenBatches, TokenRows
 
@@ -121,13 +125,24 @@ def validation_losses(engine: Engine, rows: TokenRows, *, limit: int, micro_toke
     return found | {name: s / max(1, n) for name, (s, n) in zip(names, sums.tolist(), strict=True) if name}
 
 
-def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, seed: int) -> None:
+def teach(engine: Engine, batch: Passes) -> Lesson:
+    """Forward and backward of this rank's passes of one global batch."""
+    return Lesson(backward_batch(engine, batch), batch.work, whole=True)
+
+
+def pretrain(
+    config: PretrainConfig, *, tokens: Path, model: Path, out: Path, seed: int, survival: Survival | None = None
+) -> None:
     """Train on every rank of an already started group; rank 0 writes `out/model`, metrics.jsonl and summary.json.
 
-    Raises `UserError` where rows or batch do not give every rank at least one row.
+    Args:
+        survival: where the history lies, and so on; a history in `out/history` without it.
+
+    Raises:
+        UserError: rows or batch do not give every rank at least one row, or the history is of something else.
+        Stopped: a signal or the time limit ended it early; see train/loop.py.
     """
     import torch
-    import torch.distributed as dist
     from transformers import AutoModelForCausalLM
 
     from train.attention_layout import attention_layout
@@ -136,11 +151,13 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     from train.model_folder import save_model
 
     started = time.perf_counter()
+    survival = survival or Survival(history=out / "history")
     rank, ranks = world()
     check_fills(config.batch_rows, ranks, name="pretrain.batch_rows")
     torch.manual_seed(seed)
-    telemetry = Telemetry(out, active=rank == 0)
+    telemetry = Telemetry(out, history=survival.history, active=rank == 0)
     telemetry.status("starting")
+    survival.at("reading the data")
     rows = TokenRows(tokens / "train")
     if len(rows) < ranks:
         raise UserError(
@@ -149,6 +166,7 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
             "add text or lower tokens.row_tokens or --nproc",
         )
     held_out = TokenRows(tokens / "validation") if config.validation_rows else None
+    survival.at("loading the model")
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
@@ -160,10 +178,30 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
     if config.compile:
         compile_where_it_pays(network)
     counts = parameter_counts(network)
+    survival.at("opening the history")
+    history = History.enter(
+        survival.history,
+        Identity(
+            phase="pretrain",
+            seed=seed,
+            config=flat("pretrain", config.model_dump(mode="json")),
+            harmless=frozenset(f"pretrain.{name}" for name in config.HARMLESS),
+            batch="pretrain.batch_rows",
+            data={"tokens": rows.fingerprint},
+            model=survival.inputs.get("model") or on_first_rank(lambda: folder_fingerprint(model)),
+            sizes=counts,
+        ),
+    )
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=seed)
-    steps = total_steps(config, samples=len(rows), batch=config.batch_rows)
+    steps = total_steps(config, samples=len(rows), batch=history.order_batch)
+    end = steps * history.order_batch
+    history.open(
+        order, phase="pretrain", end=end, batch=config.batch_rows, zero_stage=config.zero_stage, job=survival.job
+    )
+    telemetry.resume(history.done_steps)
+    survival.at("starting the engine")
     engine = Engine(make_language_model(network, layout=layout, z_loss=config.z_loss), config)
-    draws = Draws(order, batch=config.batch_rows, end=steps * config.batch_rows)
+    draws = Draws(order, batch=config.batch_rows, end=end, done_steps=history.done_steps, done=history.done)
     batches = TokenBatches(
         rows,
         micro_tokens=config.micro_batch_tokens,
@@ -181,10 +219,26 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
         ranks=ranks,
         precision=config.precision,
     )
+    before = dict(history.facts.get("phase", {}).get("validation", {}))
+    loop = Loop(
+        config,
+        seed=seed,
+        engine=engine,
+        draws=draws,
+        steps=steps,
+        make=batches,
+        teach=lambda batch: teach(engine, batch),
+        meter=meter,
+        survival=survival,
+        history=history,
+        out=out,
+        remember=lambda: {"validation": before},
+    )
 
     def validate(step: int) -> dict[str, float]:
         if held_out is None or not len(held_out):
             return {}
+        survival.at("validating", step)
         telemetry.status("validating")
         found = validation_losses(
             engine, held_out, limit=config.validation_rows, micro_tokens=config.micro_batch_tokens
@@ -193,26 +247,19 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
         telemetry.log({"step": step, **named})
         return found
 
-    before = validate(0)
-    telemetry.status("training", total=steps)
-    with Prefetch(lambda step: batches(draws(step)), range(1, steps + 1)) as prepared:
-        for step in range(steps):
-            meter.begin_step()
-            with meter.waiting():
-                batch = next(prepared)
-            rate = config.learning_rate * rate_factor(config, step=step, steps=steps)
-            engine.set_rate(rate)
-            loss = backward_batch(engine, batch)
-            norm = engine.step().norm
-            if ranks > 1:
-                dist.all_reduce(loss)
-            meter.end_step(loss=float(loss), rate=rate, norm=norm, work=batch.work)
-    after = validate(steps)
+    if history.checkpoint is None:
+        before |= validate(0)
+    telemetry.status("training", total=loop.steps_left)
+    loop.run()
+    loop.pause("about to validate")
+    after = validate(draws.steps)
     train_s = meter.elapsed_s
+    loop.pause("saving the model")
     telemetry.status("saving")
     save_model(engine, network, out / "model")
     if rank == 0:
         copy_tokenizer(model, out / "model")
+    loop.finish()
     telemetry.finish(
         meter.summary(
             "pretrain",
@@ -226,5 +273,6 @@ def pretrain(config: PretrainConfig, *, tokens: Path, model: Path, out: Path, se
             validation_loss_before=before.get("all"),
             validation_loss_after=after.get("all"),
             validation_loss_by_source={name: [before[name], after[name]] for name in before if name != "all"},
+            **loop.summary(),
         )
     )

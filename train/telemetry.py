@@ -1,6 +1,7 @@
 """What a training phase leaves to read: metrics.jsonl, TensorBoard events, status.json and summary.json.
 
-Rank 0 writes; the other ranks hold an idle writer, so that the loop reads the same everywhere.
+Rank 0 writes; the other ranks hold an idle writer, so that the loop reads the same everywhere. Records grow in the
+phase's history, which outlives a crash, and are copied into the stage's folder at the end.
 """
 
 from __future__ import annotations
@@ -8,10 +9,15 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from data_prep.files import disk_errors, write_json
+from data_prep.files import disk_errors, write_atomically, write_json
+
+METRICS = "metrics.jsonl"
+STATUS = "status.json"
 
 
 def peak_rss_gb() -> float:
@@ -32,36 +38,51 @@ class Telemetry:
     """Writes the files of one phase.
 
     Args:
-        out: the stage's folder. active: True on rank 0 only.
+        out: the stage's folder. history: where metrics.jsonl and status.json grow. active: True on rank 0 only.
     """
 
-    def __init__(self, out: Path, *, active: bool) -> None:
-        self._out, self._active = out, active
+    def __init__(self, out: Path, *, history: Path, active: bool) -> None:
+        self._out, self._history, self._active = out, history, active
         self._records: list[dict[str, Any]] = []
-        self._stream = (out / "metrics.jsonl").open("a", encoding="utf-8") if active else None
-        self._started = time.perf_counter()
+        self._stream: TextIO | None = None
+
+    def resume(self, step: int) -> None:
+        """Open metrics.jsonl behind `step`: records of later steps, which will be taken again, are dropped."""
+        if not self._active:
+            return
+        path = self._history / METRICS
+        with disk_errors(path):
+            if path.exists():
+                self._records = [r for r in _whole_records(path) if r.get("step", 0) <= step]
+                write_atomically(path, "".join(json.dumps(r) + "\n" for r in self._records).encode())
+            self._stream = path.open("a", encoding="utf-8")
 
     def status(self, what: str, *, total: int | None = None) -> None:
         """Tell the launcher what is going on: starting, validating, training (of `total` steps), saving."""
         if self._active:
-            write_json(self._out / "status.json", {"what": what, "total": total})
+            with disk_errors(self._history):
+                self._history.mkdir(parents=True, exist_ok=True)
+            write_json(self._history / STATUS, {"what": what, "total": total})
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl and flush it, so that a watcher sees it at once."""
-        if self._stream is None:
+        if not self._active:
             return
+        assert self._stream is not None, "resume() comes before the first record"
         self._records.append(record)
-        with disk_errors(self._out / "metrics.jsonl"):
+        with disk_errors(self._history / METRICS):
             self._stream.write(json.dumps(record) + "\n")
             self._stream.flush()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json and the TensorBoard events of all records."""
-        if self._stream is None:
+        """Write summary.json, metrics.jsonl and the TensorBoard events of all records into the stage's folder."""
+        if not self._active:
             return
+        assert self._stream is not None, "resume() comes before the end"
         self._stream.close()
+        write_atomically(self._out / METRICS, (self._history / METRICS).read_bytes())
         self._write_events()
-        (self._out / "status.json").unlink(missing_ok=True)
+        (self._history / STATUS).unlink(missing_ok=True)
         write_json(self._out / "summary.json", summary)
 
     def _write_events(self) -> None:
@@ -79,6 +100,13 @@ class Telemetry:
             ]
             writer.add_event(Event(step=record["step"], wall_time=time.time(), summary=Summary(value=values)))
         writer.close()
+
+
+def _whole_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file whose last line may have been cut off by a crash."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def library_versions() -> dict[str, str]:

@@ -98,7 +98,9 @@ def test_an_unknown_device_claims_no_use_of_its_peak(clock: Clock) -> None:
 
 
 def test_the_summary_and_the_files(clock: Clock, tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path, active=True)
+    telemetry = Telemetry(tmp_path, history=tmp_path / "history", active=True)
+    telemetry.status("starting")
+    telemetry.resume(0)
     meter = Meter(telemetry, startup_s=7.0, flops=FLOPS)
     for loss in (3.0, 1.0):
         _step(meter, clock, Work.of([4, 4], pairs=1), loss=loss)
@@ -117,3 +119,51 @@ def test_the_summary_and_the_files(clock: Clock, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["loss"] for r in records] == [3.0, 1.0]
     assert list((tmp_path / "tensorboard").iterdir())
+    assert sorted(p.name for p in (tmp_path / "history").iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_resumed_meter_counts_as_one_that_never_stopped(clock: Clock) -> None:
+    def train(meter: Meter, losses: list[float]) -> None:
+        for loss in losses:
+            _step(meter, clock, Work.of([4, 4], pairs=1), loss=loss)
+            meter.pause("checkpoint", 0.25)
+
+    whole, first, second = (Meter(None, flops=FLOPS) for _ in range(3))
+    train(whole, [3.0, 2.0, 1.0])
+    train(first, [3.0, 2.0])
+    second.load(json.loads(json.dumps(first.state())))
+    train(second, [1.0])
+
+    def summary(meter: Meter) -> dict[str, Any]:
+        return meter.summary(
+            "finetune", PhaseConfig(precision="fp32"), ranks=1, device="cpu", sizes={}, train_s=3.0, save_s=0.0
+        )
+
+    ours, reference = summary(second), summary(whole)
+    for changing in ("peak_rss_gb", "peak_memory_gb"):
+        del ours[changing], reference[changing]
+    assert ours == reference
+    assert ours["checkpoint_s"] == 0.75
+    assert ours["checkpoint_share"] == 0.25
+    assert (ours["steps"], ours["loss_first"], ours["loss_last"]) == (3, 3.0, 1.0)
+
+
+def test_what_is_not_finite_is_written_as_null(clock: Clock) -> None:
+    record = _step(Meter(None), clock, Work.of([4]), loss=float("nan"))
+    assert record["loss"] is None
+    json.dumps(record, allow_nan=False)
+
+
+def test_records_behind_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0 / step}) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join([*lines, '{"step": 5, "lo']))
+    telemetry = Telemetry(tmp_path, history=tmp_path, active=True)
+    telemetry.resume(3)
+    telemetry.log({"step": 4, "loss": 9.0})
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 0.5, 1.0 / 3, 9.0]
+    idle = Telemetry(tmp_path, history=tmp_path / "elsewhere", active=False)
+    idle.status("starting")
+    idle.resume(0)
+    idle.log({"step": 1})
+    assert not (tmp_path / "elsewhere").exists()

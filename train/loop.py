@@ -1,0 +1,343 @@
+"""The loop of both phases: steps are taken, recorded, judged and saved, and it stops only where nothing is lost.
+
+Invariant: what a step does is a function of the history's data, seed and settings and of the weights before it; the
+ranks agree on everything else (skip, save, stop) in the one small exchange that each step makes anyway. So a run that
+was stopped anywhere and resumed takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from train.agree import exchange, on_first_rank, raise_together
+from train.flops import Work
+from train.gather import world
+from train.guard import Diverged, StepJudge
+from train.history.forecast import check_space
+from train.history.resume import CHECKPOINTS, History
+from train.history.rng import generator_states, set_generators
+from train.history.saver import Saver
+from train.loader import Prefetch
+from train.phase import PhaseConfig, rate_factor
+from train.survival import Stopped, Survival
+
+if TYPE_CHECKING:
+    import torch
+
+    from train.draws import Draw, Draws
+    from train.engine import Engine
+    from train.meter import Meter
+
+_RECORD_BYTES = 2048  # of one step in the ledger and the metrics
+_STOPS = ("", "SIGTERM", "SIGUSR1", "SIGUSR2", "time limit")
+
+
+class Prepared(Protocol):
+    """What a batch must tell of itself; the rest is between the phase's `make` and `teach`."""
+
+    @property
+    def draw(self) -> Draw:
+        """What was asked for."""
+        ...
+
+    @property
+    def samples(self) -> list[tuple[int, int]]:
+        """What was read for it, as (source, row)."""
+        ...
+
+
+Item = TypeVar("Item", bound=Prepared)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one rank did for a step, before the update.
+
+    Attributes:
+        share: this rank's share of the global mean loss. work: what it computed, to be summed over ranks.
+        whole: whether `work` is that of the whole batch already, the same on all ranks.
+        parts: seconds of it by name. notes: further values of the record, equal on all ranks.
+    """
+
+    share: float | torch.Tensor
+    work: Work
+    whole: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the ranks agreed on in a step: the loss, the work of all, and wishes that any of them had.
+
+    Attributes:
+        uneven: tokens of the busiest rank over the mean, less 1; None where it is not known or there is one rank.
+    """
+
+    loss: float
+    work: Work
+    uneven: float | None
+    stop: str
+    due: bool
+    failed: bool
+
+
+def summed(lesson: Lesson, wishes: Sequence[float], *, device: Any) -> tuple[float, Work, float | None, list[float]]:
+    """(mean loss of the global batch, work of all ranks, unevenness, the highest of each wish). A collective.
+
+    One all-reduce of a small table, to which every rank adds its own row: the same bits everywhere, whatever the order
+    in which the library adds.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank, ranks = world()
+    table = torch.zeros(ranks, 1 + len(wishes) + len(lesson.work.values()), dtype=torch.float64, device=device)
+    table[rank, 0] = lesson.share
+    table[rank, 1:] = torch.tensor([*wishes, *lesson.work.values()], dtype=torch.float64)
+    if ranks > 1:
+        dist.all_reduce(table)
+    rows = table.tolist()
+    shares = [row[0] for row in rows]
+    loss = math.fsum(shares) if all(map(math.isfinite, shares)) else math.nan
+    works = [Work(*(int(v) for v in row[1 + len(wishes) :])) for row in rows]
+    total = lesson.work if lesson.whole else sum(works, Work())
+    uneven = None
+    if ranks > 1 and not lesson.whole:
+        uneven = max(w.tokens for w in works) * ranks / max(1, total.tokens) - 1
+    return loss, total, uneven, [max(row[1 + i] for row in rows) for i in range(len(wishes))]
+
+
+class Loop(Generic[Item]):
+    """Runs the steps of a phase that its history does not hold yet.
+
+    Args:
+        steps: optimiser steps of the whole phase at the history's first batch size; the rate's schedule counts in them.
+        out: where the trained model will be written; there must be room for it.
+        make: a batch of its draw, in a background thread. teach: forward and backward of this rank.
+        remember: what the phase itself wants in a checkpoint, as JSON values.
+    """
+
+    def __init__(
+        self,
+        config: PhaseConfig,
+        *,
+        seed: int,
+        engine: Engine,
+        draws: Draws,
+        steps: int,
+        make: Callable[[Draw], Item],
+        teach: Callable[[Item], Lesson],
+        meter: Meter,
+        survival: Survival,
+        history: History,
+        out: Path,
+        remember: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._rank, self._ranks = world()
+        self._config, self._seed, self._engine, self._draws = config, seed, engine, draws
+        self._steps, self._make, self._teach = steps, make, teach
+        self._meter, self._survival, self._history, self._remember = meter, survival, history, remember
+        self.start_s: dict[str, float] = {}
+        """Seconds from the process's start to the end of its first step, by place."""
+        self._judge = StepJudge(survival.guard)
+        self._position = history.done
+        self._saved_at = time.perf_counter()
+        self._last_saved = history.done_steps
+        self._streak = 0
+        keeping = survival.checkpoint
+        on_first_rank(
+            lambda: check_space(
+                history.folder / CHECKPOINTS,
+                parameters=engine.parameters_total,
+                keep=keeping.keep,
+                log_bytes=_RECORD_BYTES * self.steps_left,
+                model_folder=out,
+            )
+        )
+        self._saver = Saver(
+            history.folder / CHECKPOINTS,
+            rank=self._rank,
+            ranks=self._ranks,
+            keep=keeping.keep,
+            background=keeping.background,
+            committed=self._note_commit,
+        )
+        self._resume()
+
+    def _resume(self) -> None:
+        checkpoint = self._history.checkpoint
+        if checkpoint is None:
+            return
+        facts = self._history.facts
+        self._survival.at("restoring")
+        checkpoint.check_model(self._engine.named_shapes)
+        self._engine.restore(checkpoint.read, updates=facts["updates"])
+        set_generators(checkpoint.own(self._rank), seed=self._seed, rank=self._rank, step=checkpoint.step)
+        self._judge.load(facts["judge"])
+        self._meter.load(facts["meter"])
+
+    def _note_commit(self, step: int, size: int) -> None:
+        self._history.note(lambda ledger: ledger.event("checkpoint", step=step, ranks=self._ranks, bytes=size))
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that this start has to take."""
+        return self._draws.steps - self._history.done_steps
+
+    def run(self) -> None:
+        """Take all steps that are left. A collective.
+
+        Raises:
+            Stopped: somebody asked for it; the steps done are saved.
+            UserError: a save failed on some rank (a full disk, for example). Diverged: [guard] gave up.
+        """
+        first, last = self._history.done_steps + 1, self._draws.steps
+        self._survival.at("waiting for data", first)
+        with Prefetch(lambda step: self._make(self._draws(step)), range(first, last + 1)) as prepared:
+            for step in range(first, last + 1):
+                shared = self._step(step, next_item=prepared)
+                if step == first:
+                    self.start_s = dict(self._survival.places.spent_s)
+                self._boundary(step, shared, ended=step == last)
+
+    def _step(self, step: int, *, next_item: Prefetch[Item]) -> _Shared:
+        at, meter, engine = self._survival.at, self._meter, self._engine
+        meter.begin_step()
+        at("waiting for data", step)
+        with meter.waiting():
+            item = next(next_item)
+        draw = item.draw
+        at("computing gradients", step)
+        # the schedule goes by samples, so that a changed batch size keeps it
+        rate = self._config.learning_rate * rate_factor(
+            self._config, step=draw.first / self._history.order_batch, steps=self._steps
+        )
+        engine.set_rate(rate)
+        lesson = self._teach(item)
+        for name, seconds in lesson.parts.items():
+            meter.add(name, seconds)
+        at("exchanging the loss", step)
+        shared = self._exchange(lesson)
+        skipped = self._judge.judge_loss(shared.loss)
+
+        def admit(norm: float | None) -> bool:
+            nonlocal skipped
+            skipped = skipped or self._judge.judge_norm(norm)
+            return skipped is None
+
+        at("updating the weights", step)
+        norm = engine.step(admit).norm
+        self._position = draw.end
+        self._history.note(
+            lambda ledger: ledger.step(
+                draw, samples=item.samples, loss=shared.loss, norm=norm, rate=rate, skipped=skipped
+            )
+        )
+        self._streak = self._streak + 1 if skipped else 0
+        more = dict(lesson.notes) | ({"skipped": skipped} if skipped else {})
+        if shared.uneven is not None:
+            more["rank_imbalance"] = shared.uneven
+        meter.end_step(loss=shared.loss, rate=rate, norm=norm, work=shared.work, **more)
+        if self._judge.record(skipped):
+            self._rewind(step, str(skipped))
+        return shared
+
+    def _exchange(self, lesson: Lesson) -> _Shared:
+        stop = self._survival.stop.reason()
+        every_s = self._survival.checkpoint.every_s
+        due = self._rank == 0 and every_s is not None and time.perf_counter() - self._saved_at >= every_s
+        wishes = [float(_STOPS.index(stop or "")), float(due), float(self._saver.failed)]
+        loss, work, uneven, wished = summed(lesson, wishes, device=self._engine.device)
+        return _Shared(loss, work, uneven, stop=_STOPS[int(wished[0])], due=wished[1] > 0, failed=wished[2] > 0)
+
+    def _boundary(self, step: int, shared: _Shared, *, ended: bool) -> None:
+        """Between two steps: save where it is due, stop where it was asked for."""
+        if shared.failed:
+            raise_together(self._saver.failure())
+        every = self._survival.checkpoint.every_steps
+        due = shared.due or (every is not None and step % every == 0) or bool(shared.stop) or ended
+        # in a row of skipped steps the weights are suspect: the last good checkpoint stays the newest
+        if due and self._last_saved < step and not self._streak:
+            self._save(step)
+        if shared.stop:
+            self._stop(shared.stop, step)
+
+    def _save(self, step: int) -> None:
+        """Save the state after `step`: a copy now, the files in the background."""
+        self._survival.at("saving", step)
+        facts = {
+            "history": self._history.id,
+            "position": self._position,
+            "updates": self._engine.updates,
+            "zero_stage": self._config.zero_stage,
+            "judge": self._judge.state(),
+            "meter": self._meter.state(),
+            "phase": dict(self._remember()),
+            "ledger": self._history.ledger.mark() if self._history.ledger is not None else None,
+        }
+        before = time.perf_counter()
+        self._saver.save(step, self._engine.own_pieces(), facts, generator_states())
+        self._saved_at = time.perf_counter()
+        self._last_saved = step
+        self._meter.pause("checkpoint", self._saved_at - before)
+
+    def _settle(self) -> None:
+        """Wait until the save in flight is whole on all ranks. A collective."""
+        before = time.perf_counter()
+        self._saver.wait()
+        raise_together(self._saver.failure())
+        self._meter.pause("checkpoint", time.perf_counter() - before)
+
+    def _stop(self, reason: str, step: int) -> None:
+        self._settle()
+        self._history.note(lambda ledger: ledger.event("stop", step=step, reason=reason))
+        self._history.close()
+        raise Stopped(reason, step)
+
+    def pause(self, place: str) -> None:
+        """A boundary outside the steps (before a validation, before the export): stop here where it was asked for.
+
+        A collective. Raises `Stopped`; the steps done are saved.
+        """
+        self._survival.at(place)
+        asked = [reason for reason in exchange(self._survival.stop.reason()) if reason]
+        if asked:
+            self._stop(asked[0], self._draws.steps)
+
+    def _rewind(self, step: int, reason: str) -> None:
+        """Take the weights of the last checkpoint, and leave out what was seen since. A collective."""
+        self._survival.at("rewinding", step)
+        self._settle()
+        point = self._history.rewind_point()
+        if point is None:
+            raise Diverged(
+                f"training diverged: {reason} at step {step}, before any checkpoint. Fix: lower the learning rate, "
+                "lengthen the warm-up, or check the model and the data"
+            )
+        self._engine.restore(point.read, updates=point.facts["updates"])
+        self._judge.load(point.facts["judge"])
+        self._streak = 0
+        window = {"to_step": point.step, "step": step, "first": point.facts["position"], "end": self._position}
+        self._history.note(lambda ledger: ledger.event("rewind", **window, reason=reason))
+        self._save(step)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says of the history and of this start."""
+        return {
+            "history": self._history.id,
+            "restarts": self._history.restarts,
+            "start_parts_s": self.start_s,
+        }
+
+    def finish(self) -> None:
+        """The phase's output is written: close the history. A collective."""
+        self._settle()
+        self._saver.close()
+        self._history.note(lambda ledger: ledger.event("end", step=self._draws.steps))
+        self._history.close()
