@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from saved import alone, assert_whole, look, names, save, savers
 
-from train.history.checkpoint import find
-from train.history.folder import steps_in
+from train.history.checkpoint import Checkpoint, find
+from train.history.folder import step_name, steps_in
 
 KEEP = 2
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "os.listdir"}
@@ -119,9 +119,14 @@ def died(work: Prepare, folder: Path, k: int) -> bool:
     return False
 
 
-def look_after(folder: Path, allowed: set[int]) -> tuple[int, int]:
-    """What the next start finds, and that it can go on: (step, version)."""
-    checkpoint = look(folder).checkpoint
+def look_after(folder: Path, allowed: set[int], *, damaged: bool) -> tuple[int, int]:
+    """What the next start finds, that all that has a name is whole, and that it can go on: (step, version)."""
+    first = look(folder)
+    checkpoint = first.checkpoint
+    if first.notes and not damaged:
+        raise RuntimeError(f"a crash was taken for damage: {first.notes}")
+    for named in steps_in(folder):
+        assert_whole(Checkpoint(folder / step_name(named)))
     step, version = (checkpoint.step, checkpoint.facts["version"]) if checkpoint else (0, 0)
     if step not in allowed:
         raise RuntimeError(f"found step {step}")
@@ -159,7 +164,7 @@ def main() -> None:
             shutil.copytree(good, folder)
         if not died(work, folder, k):
             break
-        found.append(look_after(folder, allowed))
+        found.append(look_after(folder, allowed, damaged=scene == "fallback"))
     print(json.dumps(found))
 
 
