@@ -1,7 +1,7 @@
 """What a rank holds of the weights and of Adam's moments, under any ZeRO stage, as runs of named parameters.
 
 Invariants: the pieces of all ranks cover every trained parameter exactly once (stages 1 to 3) or once on every rank
-(stage 0); a piece is a view, so nothing is copied here; `restore` needs no memory beyond one piece, and afterwards the
+(stage 0); a piece is a view, so nothing is copied here; `restore` needs 64 MiB of memory, and afterwards the
 engine goes on bit for bit as the one whose pieces are read. Weights are the fp32 master copy, also in bf16.
 
 Where DeepSpeed 0.19 keeps them: stage 0 in the parameters themselves; stages 1 and 2 in a flat fp32 partition for each
@@ -26,6 +26,8 @@ Read = Callable[[str, str, int, int], torch.Tensor]
 """(name, kind, start, stop) → the elements [start, stop) of a flattened parameter or of its moment, 1-D."""
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_AT_ONCE = 1 << 24
+"""Elements that a restore reads at a time: 64 MiB, where an embedding alone may have 4 GiB."""
 
 
 class _Run(NamedTuple):
@@ -114,8 +116,9 @@ class ZeroState:
         self._engine.optimizer.zero_grad()
         for piece in self.pieces(updates):
             for kind, view in piece.tensors.items():
-                stop = piece.start + view.numel()
-                view.copy_(read(piece.name, kind, piece.start, stop).view(stop - piece.start))
+                for first in range(0, len(view), _AT_ONCE):
+                    part, start = view[first : first + _AT_ONCE], piece.start + first
+                    part.copy_(read(piece.name, kind, start, start + len(part)).view(len(part)))
         for flat in {id(run.flat): run.flat for run in self._runs}.values():
             # a tensor of its own for each: AdamW counts in place
             self._adam.state[flat]["step"] = _steps(updates, flat)

@@ -15,14 +15,14 @@ VOCABULARY, TOKENS = 13, 4
 CASES: dict[str, dict[str, Any]] = {
     "0": {"zero_stage": 0},
     "1": {"zero_stage": 1},
-    "2": {"zero_stage": 2},
+    "2": {"zero_stage": 2, "reduce_once": True},
     "3": {"zero_stage": 3},
     # every weight is given up between uses, and there are several sub-groups in each parameter group
     "3-split": {"zero_stage": 3, "zero": {"stage3_param_persistence_threshold": 0, "sub_group_size": 16}},
     "2-offload": {"zero_stage": 2, "offload": True},
     "3-offload": {"zero_stage": 3, "offload": True, "zero": {"sub_group_size": 16}},
     "1-one-group": {"zero_stage": 1, "groups": 1},
-    "3-one-group": {"zero_stage": 3, "groups": 1, "zero": {"sub_group_size": 16}},
+    "3-one-group": {"zero_stage": 3, "groups": 1, "reduce_once": True, "zero": {"sub_group_size": 16}},
     "1-bf16": {"zero_stage": 1, "precision": "bf16"},
     "2-bf16": {"zero_stage": 2, "precision": "bf16", "offload": True},
     "3-bf16": {"zero_stage": 3, "precision": "bf16", "zero": {"stage3_param_persistence_threshold": 20}},
