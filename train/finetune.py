@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from data_prep.errors import UserError
-from train.agree import on_first_rank
+from data_prep.files import disk_errors
+from train.agree import on_first_rank, together
 from train.backbone import copy_tokenizer, parameter_counts
 from train.compiled import compile_where_it_pays
 from train.draws import Draws
@@ -314,10 +315,15 @@ def finetune(
         _log.warning("%d sequences were cut to encoder.max_tokens = %d tokens", truncated, encoder.max_tokens)
     loop.pause("saving the model")
     telemetry.status("saving")
-    save_encoder(engine, module, out / "model")
-    if rank == 0:
-        copy_tokenizer(model, out / "model")
-        save_encoder_config(encoder, out / "model")
+
+    def write() -> None:
+        save_encoder(engine, module, out / "model")
+        if rank == 0:
+            with disk_errors(out):
+                copy_tokenizer(model, out / "model")
+                save_encoder_config(encoder, out / "model")
+
+    together(write)
     loop.finish()
     telemetry.finish(
         meter.summary(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from train.agree import exchange, on_first_rank, raise_together
+from train.agree import exchange, on_first_rank, raise_together, together
 from train.flops import Work
 from train.gather import world
 from train.guard import Diverged, StepJudge
@@ -151,6 +151,17 @@ class Loop(Generic[Item]):
         self._last_saved = history.done_steps
         self._streak = 0
         keeping = survival.checkpoint
+        self._saver = together(
+            lambda: Saver(
+                history.folder / CHECKPOINTS,
+                rank=self._rank,
+                ranks=self._ranks,
+                keep=keeping.keep,
+                background=keeping.background,
+                committed=self._note_commit,
+            )
+        )
+        # after the saver has cleared away what crashed saves left: it is space too
         on_first_rank(
             lambda: check_space(
                 history.folder / CHECKPOINTS,
@@ -159,14 +170,6 @@ class Loop(Generic[Item]):
                 log_bytes=_RECORD_BYTES * self.steps_left,
                 model_folder=out,
             )
-        )
-        self._saver = Saver(
-            history.folder / CHECKPOINTS,
-            rank=self._rank,
-            ranks=self._ranks,
-            keep=keeping.keep,
-            background=keeping.background,
-            committed=self._note_commit,
         )
         self._resume()
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from data_prep.errors import UserError
-from train.agree import on_first_rank
+from data_prep.files import disk_errors
+from train.agree import on_first_rank, together
 from train.backbone import copy_tokenizer, parameter_counts
 from train.cursor import GlobalOrder, Source
 from train.draws import Draws
@@ -256,9 +257,14 @@ def pretrain(
     train_s = meter.elapsed_s
     loop.pause("saving the model")
     telemetry.status("saving")
-    save_model(engine, network, out / "model")
-    if rank == 0:
-        copy_tokenizer(model, out / "model")
+
+    def write() -> None:
+        save_model(engine, network, out / "model")
+        if rank == 0:
+            with disk_errors(out):
+                copy_tokenizer(model, out / "model")
+
+    together(write)
     loop.finish()
     telemetry.finish(
         meter.summary(
