@@ -80,7 +80,8 @@ def save_model(engine: Engine, model: Any, folder: Path) -> None:
 def save_encoder(engine: Engine, encoder: Any, folder: Path) -> None:
     """Write an encoder module (train/encoder.py): the backbone's folder, and `projection.safetensors` where it has one.
 
-    A collective: all ranks call, rank 0 writes. The tokenizer and `encoder.json` are the caller's. Raises as `save_model`.
+    A collective: all ranks call, rank 0 writes. The tokenizer and `encoder.json` are the caller's. Raises like
+    `save_model`.
     """
     from safetensors.torch import save_file
 
