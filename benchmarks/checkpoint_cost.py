@@ -105,8 +105,6 @@ def measure(parameters: int, rank: int, ranks: int, device: str, rounds: int, ba
     checkpoint = find(place, rank=rank, ranks=ranks, exchange=exchange, expected=rounds + 1).checkpoint
     assert checkpoint is not None
     told["verify_s"] = time.perf_counter() - started
-    forget(place)
-    exchange(None)
     read_s = 0.0
     for piece in pieces:
         for kind, tensor in piece.tensors.items():
@@ -181,8 +179,9 @@ the first save `background` also gets its memory. The ratio is formed in each ro
 
 {table(saves_head, saves)}
 
-Loading from the disk: `find` verifies every checksum (the processes share the files), then each process reads its part
-in single parameters. What was read equals what was saved, bit for bit.
+Loading from the disk: `find` verifies every checksum (the processes share the files); then each process reads its part
+by single parameters, from memory as far as verifying left the files there. What was read equals what was saved, bit for
+bit.
 
 {table(loads_head, loads)}
 """

@@ -163,13 +163,13 @@ class Saver:
         except OSError as error:
             self._give_up(task, self._explained(task, error))
         except BaseException as error:
+            self._clear(task, str(error) or "the save was given up")
             if not isinstance(error, Abandoned):
                 self._defect = error
-            self._clear(task, str(error) or "the save was given up")
 
     def _give_up(self, task: _Task, error: UserError) -> None:
-        self._failure = error
         self._clear(task, str(error))
+        self._failure = error  # last: whoever sees it may end the process
 
     def _explained(self, task: _Task, error: OSError) -> UserError:
         if isinstance(error, FileNotFoundError) and self._rank != 0:

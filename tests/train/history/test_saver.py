@@ -83,6 +83,22 @@ def test_memory_is_reused_and_grows_where_it_must(tmp_path: Path, monkeypatch: p
     assert places[0] == places[1] and places[1][:3] == places[2][:3] and places[2] == places[3]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_state_on_a_gpu_is_copied_before_save_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.history.part._CHUNK", 1 << 20)
+    tensor = torch.rand(5 << 20, device="cuda")
+    before = tensor.cpu()
+    for background in (True, False):
+        saver = Saver(tmp_path / str(background), rank=0, ranks=1, background=background)
+        saver.save(1, [Piece("w", (5 << 20,), 0, {"weight": tensor})], {}, {"rng": torch.get_rng_state()})
+        assert all(chunk.is_pinned() for chunk in saver._memory._chunks)
+        tensor.zero_()
+        saver.wait()
+        read = Checkpoint(tmp_path / str(background) / "step-00000001").read("w", "weight", 0, 5 << 20)
+        assert torch.equal(read, before)
+        tensor.copy_(before)
+
+
 def test_a_second_save_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
 
