@@ -302,7 +302,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"no right to mount a small file system: {mounted.stderr.strip()}")
+        pytest.skip(f"no right to mount a small file system: {mounted.stderr.splitlines()[0]}")
     try:
         yield place
     finally:
