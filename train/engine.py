@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 
 
-def start_ranks() -> tuple[int, int]:
+def start_ranks(store: Path | None = None, *, within_s: float = 1800.0) -> tuple[int, int]:
     """Join the process group from the launcher's environment. Returns (rank, ranks).
 
     On CPUs DeepSpeed would compile a shared-memory kernel that only inference uses (40 s, and a crash without a
     compiler), so it is declared unavailable first.
+
+    Args:
+        store: the file through which the ranks of one machine meet; None: MASTER_ADDR and MASTER_PORT.
+        within_s: seconds for all ranks to come, and for every collective.
     """
     import torch
 
@@ -48,12 +53,19 @@ def start_ranks() -> tuple[int, int]:
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.utils.logger.setLevel("WARNING")
-    deepspeed.init_distributed(verbose=False)
+    if store is not None:
+        from train.rendezvous import meet
+
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        meet(store, rank=rank, ranks=ranks, backend=backend, device=device, within_s=within_s)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=within_s))
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def stop_ranks() -> NoReturn:
-    """Leave the group together, and end the process; call it last.
+def stop_ranks(code: int = 0) -> NoReturn:
+    """Leave the group together, and end the process with this exit code; call it last.
 
     A rank that destroys the group early aborts the others, hence the barrier. The process then ends without unwinding
     torch: with gloo under ZeRO-3 a rank was seen to abort there (`terminate called without an active exception`), after
@@ -67,7 +79,7 @@ def stop_ranks() -> NoReturn:
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def read_ds_config(config: PhaseConfig) -> dict[str, Any]:
