@@ -1,7 +1,7 @@
-"""`python -m launch.agent …` is torch.distributed.run that ends with its parent.
+"""A process that ends with its parent.
 
 A launcher that is killed (kill -9, a lost terminal) must not leave ranks training behind its back: they would hold the
-cores and race the next run. Every process here asks the kernel to end it when its parent does.
+cores and race the next run. Every rank asks the kernel to end it when its parent does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(sig: int = signal.SIGKILL) -> None:
-    """End this process when its parent ends: by the kernel on Linux, by watching the parent's id elsewhere."""
+    """End this process when its parent ends: by the kernel on Linux, by watching the parent's id elsewhere.
+
+    On Linux the parent is the thread that started this process: start ranks from one that stays.
+    """
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
@@ -31,10 +34,3 @@ def die_with_parent(sig: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), sig)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-if __name__ == "__main__":
-    die_with_parent(signal.SIGTERM)  # torch.distributed.run ends its workers on SIGTERM
-    from torch.distributed.run import main
-
-    main(sys.argv[1:])

@@ -6,8 +6,13 @@
     rumpun search MODEL TEXTS      try a model by hand
     rumpun ledger verify RUN       every sample exactly once, proven
 
-Exit codes: 0 done; 2 a mistake that the user can mend (one line, `error: …`); 1 a defect or a dead rank; 130 ^C;
-143 SIGTERM. Heavy imports stay inside the commands: `rumpun --help` answers at once.
+Exit codes: 0 done; 2 a mistake that the user can mend (one line, `error: …`); 1 a defect or a dead rank; 75 stopped on
+request, the same command goes on; 76 training hung; 77 training diverged; 130 ^C; 143 SIGTERM (train/exit_codes.py).
+
+While ranks train, SIGTERM, SIGUSR1, SIGUSR2 and a first ^C let them save: the command ends with 75. A second ^C ends
+everything at once. Where no rank runs there is nothing to save: what is being built is dropped, what is done is kept.
+
+Heavy imports stay inside the commands: `rumpun --help` answers at once.
 """
 
 from __future__ import annotations
@@ -22,10 +27,12 @@ import typer
 
 from data_prep.errors import UserError
 from launch.ledger_command import ledger_app
+from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
 
 app = typer.Typer(
     name="rumpun",
     help="Turn an open LLM into a text-embedding model for Malaysian text.",
+    epilog="Exit codes: 0 done, 1 defect, 2 a mistake to mend, 75 stopped and saved, 76 hung, 77 diverged.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -267,36 +274,46 @@ def _options(
     pass
 
 
-_INTERRUPTED = 130
-
-
 def _terminated(number: int, _: object) -> None:
-    raise SystemExit(128 + number)  # unwinds: half-built folders are removed and ranks are ended
+    """Unwind, so that half-built folders are removed. A request to save finds everything saved: the stages are."""
+    raise SystemExit(128 + number if number == signal.SIGTERM else STOPPED)
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """The line and the exit code of an error of training that says all by itself."""
+    from launch.failure import RankFailure
+    from train.guard import Diverged
+    from train.survival import Stopped
+
+    if isinstance(error, Stopped):
+        return str(error), STOPPED
+    if isinstance(error, Diverged):
+        return f"error: {error}", DIVERGED
+    return (f"error: {error}", error.exit_code) if isinstance(error, RankFailure) else None
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: runs a command and turns what goes wrong into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _terminated)
     command = typer.main.get_command(app)
     try:
         code = command.main(args=argv, prog_name="rumpun", standalone_mode=False)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
-        code = 2
+        code = MISTAKE
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:
-        from launch.local import RankFailure
-
         if show := getattr(error, "show", None):  # a usage error of typer, whose exception classes are private
             show()
-            code = 2
-        elif isinstance(error, RankFailure):
-            typer.echo(f"error: {error}", err=True)
-            code = 1
+            code = MISTAKE
+        elif told := _told(error):
+            line, code = told
+            typer.echo(line, err=True)
         else:
             raise
-    if code == _INTERRUPTED:  # typer turns ^C into this code by itself
+    if code == INTERRUPTED:  # typer turns ^C into this code by itself
         typer.echo(
             "\nstopped: finished stages are kept, nothing half-written is left; the same command goes on", err=True
         )

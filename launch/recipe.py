@@ -48,7 +48,18 @@ class LaunchConfig(Section):
     threads_per_process: Annotated[int, Field(gt=0)] = 1
     """OpenMP threads of each process; more than the free cores slows small operations up to sixty-fold."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Rendezvous port on this machine; 0 takes a free one."""
+    """Rendezvous port on this machine; 0 takes none: the ranks meet through a file."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """Times that a phase whose rank crashed or hung is started again from its last checkpoint; never twice for the
+    same failure at the same step."""
+    hang_after_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds in which no rank passes any place that make a hang; above the longest step and the longest save."""
+    start_within_s: Annotated[float, Field(gt=0)] = 1800.0
+    """The same until the first step has ended: loading and compiling from a busy file system takes its time."""
+    grace_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that ranks have to end their step and save when asked to stop; less than a cluster's notice."""
+    stop_after_s: Annotated[float, Field(gt=0)] | None = None
+    """Save and stop after so many seconds; unset: no limit. For time slots that end without notice."""
 
 
 class Recipe(Section):

@@ -1,0 +1,102 @@
+"""How a start of the ranks ended badly, in words: which rank, of what, where its log is.
+
+Invariant: the first rank that failed is the cause; what the others said afterwards is only that they lost it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from train.exit_codes import DEFECT, HUNG
+
+_LINES = 12
+
+
+class RankFailure(Exception):
+    """A rank ended by a signal or an exception; the message holds the end of its log and where the rest is.
+
+    Attributes:
+        line: what happened, without the log. cause: the same without what differs between equal failures.
+        exit_code: what the command ends with.
+    """
+
+    exit_code = DEFECT
+
+    def __init__(self, message: str, *, line: str, cause: str) -> None:
+        super().__init__(message)
+        self.line, self.cause = line, cause
+
+
+class Hung(RankFailure):
+    """Nobody moved any more; the line is the verdict."""
+
+    exit_code = HUNG
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line, line=line, cause=normalised(re.sub(r"\bfor \d+ s|pid \d+|host \S+", "", line)))
+
+
+def normalised(line: str) -> str:
+    """A line without numbers, addresses and folders, so that equal failures are equal."""
+    line = re.sub(r"(/[^\s/:'\"]+)+", "PATH", line)
+    return " ".join(re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?", "#", line).split())
+
+
+def signal_name(code: int) -> str:
+    """The signal of a negative exit code."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+class Logs:
+    """What the ranks of one start write; logs of earlier starts stay in front of it in the same files."""
+
+    def __init__(self, folder: Path, ranks: int) -> None:
+        self.folder = folder
+        self.places = [folder / f"rank-{rank}" for rank in range(ranks)]
+        for place in self.places:
+            place.mkdir(parents=True, exist_ok=True)
+        self._begin = [self._size(place / "stderr.log") for place in self.places]
+
+    @staticmethod
+    def _size(path: Path) -> int:
+        return path.stat().st_size if path.exists() else 0
+
+    def errors(self, rank: int) -> str:
+        """What a rank has written to its standard error since it was started."""
+        path = self.places[rank] / "stderr.log"
+        if not path.exists():
+            return ""
+        with path.open("rb") as stream:
+            stream.seek(self._begin[rank])
+            return stream.read().decode(errors="replace").strip()
+
+    def end(self, first: int) -> str:
+        """The last lines of the rank that failed first; where it left none, of one that left a traceback."""
+        texts = {rank: self.errors(rank) for rank in (first, *range(len(self.places)))}
+        told = [rank for rank, text in texts.items() if text]
+        if not told:
+            return "the ranks left no message"
+        rank = first if texts[first] else max(told, key=lambda r: ("Traceback" in texts[r], len(texts[r])))
+        return f"End of {self.places[rank] / 'stderr.log'}:\n" + "\n".join(texts[rank].splitlines()[-_LINES:])
+
+
+def rank_failure(phase: str, rank: int, code: int, logs: Logs, *, pids: Mapping[int, int]) -> RankFailure:
+    """The failure of a start whose first rank to fail ended with this code."""
+    who = f"rank {rank} (pid {pids[rank]})"
+    if code < 0:
+        cause = signal_name(code)
+        line = f"{who} was killed by {cause}"
+        if cause == "SIGKILL":
+            line += " (by the system, for want of memory? `dmesg` tells)"
+    else:
+        last = logs.errors(rank).splitlines()[-1:]
+        cause = normalised(last[0]) if last else f"exit code {code}"
+        line = f"{who} ended with exit code {code}" + (f" ({last[0].strip()[:200]})" if last else "")
+    message = f"{phase} failed in a rank: {line}. {logs.end(rank)}\nAll logs: {logs.folder}"
+    return RankFailure(message, line=line, cause=cause)
