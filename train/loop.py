@@ -184,6 +184,7 @@ class Loop(Generic[Item]):
         set_generators(checkpoint.own(self._rank), seed=self._seed, rank=self._rank, step=checkpoint.step)
         self._judge.load(facts["judge"])
         self._meter.load(facts["meter"])
+        checkpoint.close()  # or its files would keep their space after they are deleted
 
     def _note_commit(self, step: int, size: int) -> None:
         self._history.note(lambda ledger: ledger.event("checkpoint", step=step, ranks=self._ranks, bytes=size))
@@ -325,6 +326,7 @@ class Loop(Generic[Item]):
             )
         self._engine.restore(point.read, updates=point.facts["updates"])
         self._judge.load(point.facts["judge"])
+        point.close()
         self._streak = 0
         window = {"to_step": point.step, "step": step, "first": point.facts["position"], "end": self._position}
         self._history.note(lambda ledger: ledger.event("rewind", **window, reason=reason))
