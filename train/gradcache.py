@@ -13,13 +13,13 @@ this is the plain step, with one it is GradCache; the last chunk never pays the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import UserError
 from train.flops import Work
 from train.gather import gather_embeddings, sum_gradients, world
 from train.graph_memory import GraphMemory, SavedBytes
@@ -68,8 +68,7 @@ def contrastive_step(
         hand: this rank's sequences. budget_tokens: tokens of one forward pass; a longer sequence has one of its own.
         layout: of the engine's module, to count the padding.
 
-    Raises:
-        UserError: embeddings that are not finite, on all ranks alike.
+    Embeddings of any rank that are not finite make every rank's share NaN: the step is then not to be taken.
     """
     import torch
 
@@ -108,14 +107,10 @@ def contrastive_step(
     started = time.perf_counter()
     everything = gather_embeddings(own, hand.places)
     gather_s = time.perf_counter() - started
-    if not bool(torch.isfinite(everything).all()):
-        raise UserError(
-            "embeddings of this batch",
-            "are not finite numbers (NaN or infinite)",
-            "lower the learning rate or raise warmup_steps; if it is the first step, the model's weights are damaged",
-        )
     everything.requires_grad_(True)
-    share = objective(everything)
+    # no objective is asked about what is no number: some would hide it behind a mask or a maximum
+    finite = bool(torch.isfinite(everything).all())
+    share = objective(everything) if finite else (everything * math.nan).sum()
     share.backward()  # type: ignore[no-untyped-call]
     started = time.perf_counter()
     assert everything.grad is not None

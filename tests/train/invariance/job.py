@@ -18,7 +18,7 @@ import torch.distributed as dist
 from invariance.case_run import run_case
 from invariance.cases import Case, all_cases
 from invariance.plan import FINETUNED, PRETRAINED, SMALL_BUCKET, bucket_cases, lopsided_cases, mutated
-from invariance.runs import detached, lopsided, refuses_nan, small_pretraining, small_training, wrong_scale
+from invariance.runs import detached, lopsided, small_pretraining, small_training, spreads_nan, wrong_scale
 
 from data_prep.files import write_json
 from train.engine import start_ranks, stop_ranks
@@ -51,7 +51,7 @@ def runs(ranks: int, folder: Path, out: Path) -> dict[str, Run]:
         for case in lopsided_cases():
             name = f"lopsided-{case.number}"
             add(name, patched, "train.pair_stream.deal", lopsided, case, out / f"{name}.safetensors")
-        add("nan", refuses_nan, folder)
+        add("nan", spreads_nan, folder)
     for stage in PRETRAINED.get(ranks, ()):
         add(f"pretrain-zero{stage}", small_pretraining, folder, out / f"pretrain-zero{stage}", stage)
     for stage in FINETUNED.get(ranks, ()):

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 import train.engine
 import train.finetune
-from data_prep.errors import UserError
 from train.attention_layout import attention_layout
 from train.draws import Draw
 from train.encoder import EncoderConfig, load_backbone, make_encoder
@@ -56,8 +55,8 @@ def lopsided(costs: Sequence[float], ranks: int) -> list[list[int]]:
     return [[i for i in range(len(costs)) if i not in given], *others]
 
 
-def refuses_nan(folder: Path) -> dict[str, Any]:
-    """Weights that are damaged on the last rank alone. Returns for every rank what its step raised."""
+def spreads_nan(folder: Path) -> dict[str, Any]:
+    """Weights that are damaged on the last rank alone. Returns every rank's share of the loss, as text."""
     rank, ranks = world()
     home = model_folder(folder / "models", "llama")
     encoder = EncoderConfig(max_tokens=32)
@@ -69,16 +68,12 @@ def refuses_nan(folder: Path) -> dict[str, Any]:
     if rank == ranks - 1:
         with torch.no_grad():
             backbone.norm.weight[3] = float("nan")
-    raised = "nothing"
-    try:
-        hand = hand_of(folder, home, encoder, negatives=1)
-        train_step(engine, hand, config, GraphMemory("all", device=engine.device), layout=layout)
-    except UserError as error:
-        raised = str(error)
+    hand = hand_of(folder, home, encoder, negatives=1)
+    share = train_step(engine, hand, config, GraphMemory("all", device=engine.device), layout=layout).share
     engine.close()
     found: list[Any] = [None] * ranks
-    dist.all_gather_object(found, raised)
-    return {"raised": found}
+    dist.all_gather_object(found, str(share))
+    return {"shares": found}
 
 
 class KeepingEngine(WatchedEngine):
