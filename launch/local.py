@@ -199,6 +199,11 @@ def _end_of(ranks: Ranks, given_up: str, *, out: Path, verdict: Path, phase: str
     if (out / DIVERGED_FILE).exists():
         raise Diverged(read_json(out / DIVERGED_FILE)["message"])
     bad = [(rank, code) for rank, code in ranks.ended if code not in (DONE, STOPPED)]
+    if bad and bad[0][1] == MISTAKE:  # not even failure.json found room on the disk
+        said = logs.errors(bad[0][0]).splitlines()[-1:]
+        raise UserError(
+            f"{phase}, rank {bad[0][0]}", said[0] if said else "exit code 2", "mend it, and run the same command again"
+        )
     if bad:
         raise rank_failure(phase, *bad[0], logs, pids=ranks.pids)
     if given_up:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -135,8 +136,10 @@ def main(job_file: Path, stop: StopRequest) -> NoReturn:
         heart = _heartbeat(job, rank=rank, ranks=ranks)
         _run(job, stop, heart, rank)
     except UserError as error:
-        write_json(Path(job["out"]) / FAILURE, {"value": error.value, "rule": error.rule, "fix": error.fix})
         code = MISTAKE
+        print(f"error: {error}", file=sys.stderr)
+        with suppress(UserError):  # a disk so full that not even this finds room; the line above is told then
+            write_json(Path(job["out"]) / FAILURE, {"value": error.value, "rule": error.rule, "fix": error.fix})
     except BaseException:
         if heart is not None:
             heart.hold()
