@@ -137,3 +137,11 @@ def test_a_real_model_is_finetuned_by_both(tmp_path: Path) -> None:
         "rumpun, seed 0",
         "sentence-transformers, seed 0",
     }
+
+
+@pytest.mark.slow
+def test_a_seek_takes_no_memory_that_grows_with_its_position() -> None:
+    page = _run("benchmarks/cursor_seek.py", "--quick")
+    kept = [int(found[1].replace(",", "")) for found in re.finditer(r"\) \| [\d.]+ \(.*\) \| ([\d,]+) \|\n", page)]
+    assert len(kept) == 3
+    assert max(kept) < min(kept) + 50 < 1000

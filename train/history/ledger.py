@@ -28,7 +28,17 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.files import disk_errors
 from train.draws import Draw
-from train.history.records import FORMAT, LedgerFault, chain_of, number, order_hash, parse, seal, sealed_lines
+from train.history.records import (
+    FORMAT,
+    LedgerFault,
+    chain_of,
+    number,
+    order_hash,
+    parse,
+    sample_table,
+    seal,
+    sealed_lines,
+)
 
 EVENTS = ("checkpoint", "rewind", "stop", "end")
 _AHEAD = 512
@@ -240,14 +250,17 @@ class Ledger:
 
     def _step_record(self, draw: Draw, samples: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The facts of a step about its samples; in the thread, in the order of the steps."""
+        import numpy as np
+
+        table = sample_table(samples)  # numpy's loops: the time of this thread is the training loop's too
         before = dict(self._counts)
-        for source, _ in samples:
-            self._counts[self._names[source]] += 1
-        moved = {
-            str(place): position
-            for place, position in zip(range(draw.first, draw.end), draw.positions, strict=True)
-            if place != position
-        }
+        used = zip(self._names, np.bincount(table[:, 0], minlength=len(self._names)).tolist(), strict=True)
+        self._counts = {name: before[name] + count for name, count in used}
+        moved: dict[str, int] = {}
+        if not isinstance(draw.positions, range):
+            positions = np.asarray(draw.positions)
+            off = np.flatnonzero(positions != np.arange(draw.first, draw.end)).tolist()
+            moved = {str(draw.first + i): int(positions[i]) for i in off}
         return {
             "kind": "step",
             "step": draw.step,
@@ -256,7 +269,7 @@ class Ledger:
             "end": draw.end,
             "moved": moved,
             "sources": {name: [before[name], self._counts[name]] for name in self._names},
-            "order": order_hash(samples),
+            "order": order_hash(table),
         }
 
     def _put(self, item: Callable[[], dict[str, Any]] | _Flush) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,13 @@ class LedgerFault(UserError):
         self.path, self.line = path, line
 
 
+def sample_table(samples: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """(source, row) pairs as an array [n, 2]."""
+    import numpy as np
+
+    return np.fromiter(chain.from_iterable(samples), np.int64, 2 * len(samples)).reshape(-1, 2)
+
+
 def order_hash(samples: Sequence[tuple[int, int]] | NDArray[np.int64]) -> str:
     """BLAKE2b-128, in hex, of (source, row) pairs as little-endian 64-bit integers, in their order."""
     import numpy as np
@@ -56,8 +64,8 @@ def number(value: float | None) -> float | str | None:
 def seal(record: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
     """(the line of a record with its newline, its chain), after a line whose chain is `previous`."""
     body = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    chain = _chain(body, previous)
-    return body[:-1] + _SEAL + chain.encode() + b'"}\n', chain
+    sealed = _chain(body, previous)
+    return body[:-1] + _SEAL + sealed.encode() + b'"}\n', sealed
 
 
 def chain_of(line: bytes) -> str | None:
