@@ -45,8 +45,8 @@ def test_every_phase_is_proven(run: Path, capsys: pytest.CaptureFixture[str]) ->
         assert code == 0
         first, second = text.index(" pretrain An epoch is 40 samples"), text.index(" finetune An epoch is 88 samples")
         assert first < second
-        assert "Proven: every sample was used exactly once per epoch" in text[first:second]
-        assert "Proven so far (step 13): every sample was used exactly once per epoch" in text[second:]
+        assert "Proven: every sample was used exactly once in each of the 3 epochs" in text[first:second]
+        assert "Proven so far (step 13): every sample was used exactly once in the one epoch that" in text[second:]
         assert "through 2 starts on 2 and 3 processes" in text
 
 

@@ -44,8 +44,8 @@ def test_what_happened_is_told(ledger: Path) -> None:
     ):
         assert part in text
     assert text.splitlines()[-1] == (
-        "Proven: every sample was used exactly once per epoch, in the one order that data and seed give, through 3 starts on "
-        "8, 4 and 8 processes; what rewinds set aside was used, but is not in the weights."
+        "Proven: every sample was used exactly once in each of the 3 epochs, in the one order that data and seed give, "
+        "through 3 starts on 8, 4 and 8 processes; what rewinds set aside was used, but is not in the weights."
     )
 
 
@@ -55,10 +55,20 @@ def test_a_run_under_way_is_proven_so_far(tmp_path: Path) -> None:
     text = told(training.path)
     assert "1 epoch is complete: each used every sample exactly once. Epoch 2 has used 32 of 88, none twice." in text
     assert "The phase is not over: 120 of 264 samples." in text
-    assert text.splitlines()[-1].startswith("Proven so far (step 15): every sample")
+    assert text.splitlines()[-1] == (
+        "Proven so far (step 15): every sample was used exactly once in the one epoch that is complete, and none twice in "
+        "the one after, in the one order that data and seed give."
+    )
     with training.path.open("ab") as file:
         file.write(b'{"kind":"step","step":16,"epo')
     assert "A crash left 29 bytes of an unfinished last line" in told(training.path)
+
+
+def test_a_phase_shorter_than_an_epoch_claims_no_epoch(tmp_path: Path) -> None:
+    training = Training(tmp_path / "ledger.jsonl", epochs=0.5)
+    training.start()
+    claim = told(training.path).splitlines()[-1]
+    assert claim.startswith("Proven: no sample was used twice, and none was passed over, in the one order")
 
 
 def test_nothing_done_is_nothing_proven(tmp_path: Path) -> None:

@@ -66,8 +66,16 @@ class Proof:
         # a set-aside sample was used, but nothing of it is in the weights: the sentence must not hide that
         but = "; what rewinds set aside was used, but is not in the weights" if self.tape.set_aside else ""
         when = "" if self.tape.ended else f" so far (step {self.tape.step:,})"
-        once = "every sample was used exactly once per epoch, in the one order that data and seed give"
-        return f"Proven{when}: {once}{how}{but}."
+        return f"Proven{when}: {self._use()}, in the one order that data and seed give{how}{but}."
+
+    def _use(self) -> str:
+        if not self.complete:
+            return "no sample was used twice, and none was passed over"
+        each = "in the one epoch" if self.complete == 1 else f"in each of the {self.complete:,} epochs"
+        if self.partial:
+            each += " that is complete" if self.complete == 1 else " that are complete"
+        more = ", and none twice in the one after" if self.partial else ""
+        return f"every sample was used exactly once {each}{more}"
 
     def _epochs(self) -> str:
         size = self.order.epoch_rows
