@@ -18,6 +18,7 @@ from data_prep.files import disk_errors
 from train.agree import exchange, on_first_rank, raise_together
 from train.gather import world
 from train.history.checkpoint import Checkpoint, find
+from train.history.folder import steps_in
 from train.history.identity import Identity, enter
 from train.history.ledger import Ledger
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 LEDGER = "ledger.jsonl"
 CHECKPOINTS = "checkpoints"
+_PUT_BACK = "put the file back from a copy; or --fresh keeps this history aside and starts over"
 
 
 @dataclass
@@ -83,6 +85,8 @@ class History:
         header = order.facts() | {"phase": phase, "history": self.id, "order_batch": self.order_batch, "end": end}
 
         def read() -> tuple[int, int, int]:
+            if not (self.folder / LEDGER).exists() and steps_in(self.folder / CHECKPOINTS):
+                raise UserError(str(self.folder / LEDGER), "is missing, but there are checkpoints beside it", _PUT_BACK)
             with disk_errors(self.folder):
                 self.ledger = Ledger.open(self.folder / LEDGER, header)
             return self.ledger.committed or 0, self.ledger.starts, self.ledger.last_step
@@ -126,7 +130,7 @@ class History:
                 str(self.folder / LEDGER),
                 f"is not the ledger that checkpoint step-{self.checkpoint.step:08d} was written with "
                 "(lines are missing or were changed)",
-                "put the file back from a copy; or --fresh keeps this history aside and starts over",
+                _PUT_BACK,
             )
         return None
 
