@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point: runs a command and turns what goes wrong into one line and an exit code."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _terminated)
-    command = typer.main.get_command(app)
+    command, told = typer.main.get_command(app), None
     try:
         code = command.main(args=argv, prog_name="rumpun", standalone_mode=False)
     except UserError as error:
@@ -304,6 +304,8 @@ def main(argv: list[str] | None = None) -> None:
         code = MISTAKE
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except SystemExit as ended:  # a signal, where no rank runs
+        code = ended.code
     except Exception as error:
         if show := getattr(error, "show", None):  # a usage error of typer, whose exception classes are private
             show()
@@ -313,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
             typer.echo(line, err=True)
         else:
             raise
-    if code == INTERRUPTED:  # typer turns ^C into this code by itself
+    if code in (INTERRUPTED, STOPPED) and not told:  # typer turns ^C into the first by itself
         typer.echo(
             "\nstopped: finished stages are kept, nothing half-written is left; the same command goes on", err=True
         )

@@ -157,20 +157,33 @@ def ranks_of(run: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_ranks_and_leaves_nothing_half_written(tmp_path: Path, sent: signal.Signals) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1])
+def test_a_request_to_stop_saves_and_leaves_nothing_half_written(tmp_path: Path, sent: signal.Signals) -> None:
+    """Sent while the ranks are still starting: they note it, take their first step, save and end."""
     process = start(tmp_path)
     assert wait_for(lambda: bool(ranks_of(tmp_path / "tiny")), process)
-    time.sleep(3)
     process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if sent == signal.SIGINT else 143)
-    if sent == signal.SIGINT:
-        assert "the same command goes on" in err and "Traceback" not in err
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "after step 1; the same command goes on" in err and "Traceback" not in err
     assert ranks_of(tmp_path / "tiny") == []
     assert not (tmp_path / "tiny" / "pretrain").exists()
     assert not list((tmp_path / "tiny").glob(".building/*"))
     assert (tmp_path / "tiny" / "truncate" / "stage.json").exists()
+    latest = tmp_path / "tiny" / "history" / "pretrain" / "checkpoints" / "latest"
+    assert latest.read_text() == "step-00000001\n"
+
+
+def test_a_second_interrupt_ends_everything_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    assert wait_for(lambda: bool(ranks_of(tmp_path / "tiny")), process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    assert ranks_of(tmp_path / "tiny") == []
+    assert not list((tmp_path / "tiny").glob(".building/*"))
 
 
 def test_a_second_run_on_the_folder_is_told_who_holds_it(tmp_path: Path) -> None:
