@@ -17,13 +17,11 @@ def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
     text lengths well below 1 % above it). A rank may get more sequences than another. Ties go by rank and by place.
 
     Args:
-        costs: of each sequence, positive; there are at least as many as ranks.
+        costs: of each sequence, positive.
 
     Returns:
-        For every rank the places of its sequences, ascending; every rank gets at least one.
+        For every rank the places of its sequences, ascending; every rank gets at least one where there are enough.
     """
-    if len(costs) < ranks:
-        raise ValueError(f"{len(costs)} sequences cannot be dealt to {ranks} ranks")
     hands: list[list[int]] = [[] for _ in range(ranks)]
     loads = [(0.0, 0, rank) for rank in range(ranks)]
     for place in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):

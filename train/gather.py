@@ -66,4 +66,4 @@ def sum_gradients(gradients: torch.Tensor, hands: Sequence[Sequence[int]]) -> to
     rank, ranks = world()
     if ranks > 1:
         dist.all_reduce(gradients)
-    return gradients[torch.tensor(hands[rank], device=gradients.device)]
+    return gradients[torch.tensor(hands[rank], dtype=torch.long, device=gradients.device)]

@@ -74,12 +74,12 @@ def contrastive_step(
 
     rank, ranks = world()
     lengths = [len(ids) for ids in hand.ids]
-    chunks, kept = _agree(token_chunks(lengths, budget_tokens), lengths, memory, engine.device)
+    chunks, kept = _agree(token_chunks(lengths, budget_tokens) or [[]], lengths, memory, engine.device)
     again, graphs = chunks[: len(chunks) - kept], chunks[len(chunks) - kept :]
 
     def encode(chunk: Sequence[int]) -> torch.Tensor:
         # an empty chunk keeps the passes of all ranks in step; what comes of it is dropped
-        ids = [hand.ids[i] for i in chunk] or [hand.ids[0][:1]]
+        ids = [hand.ids[i] for i in chunk] or [(hand.ids or [[0]])[0][:1]]
         skip = [hand.skip[i] for i in chunk] or [0]
         vectors: torch.Tensor = engine(pack(ids, skip=skip, device=engine.device))
         return vectors if chunk else vectors[:0]
@@ -100,7 +100,7 @@ def contrastive_step(
         else:
             alive.append(encode(chunk))
     parts += [vectors.detach() for vectors in alive]
-    order = torch.tensor([i for chunk in chunks for i in chunk], device=engine.device)
+    order = torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.long, device=engine.device)
     stacked = torch.cat(parts)
     own = torch.empty_like(stacked).index_copy(0, order, stacked)
 

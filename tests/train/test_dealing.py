@@ -40,6 +40,6 @@ def test_dealing_equal_numbers_of_rows_would_not_be_even() -> None:
     assert imbalance(lengths, in_order) > 0.1
 
 
-def test_fewer_sequences_than_ranks_is_our_mistake() -> None:
-    with pytest.raises(ValueError, match="2 sequences cannot be dealt to 3 ranks"):
-        deal([1, 1], 3)
+def test_with_fewer_sequences_than_ranks_some_ranks_hold_none() -> None:
+    # the last step of a phase that changed its batch size may be that short
+    assert deal([1, 2], 3) == [[1], [0], []]
