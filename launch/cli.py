@@ -56,6 +56,9 @@ RunName = Annotated[
 ]
 Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", help="processes of a training phase (launch.nproc)")]
 Force = Annotated[bool, typer.Option("--force", help="rebuild even what is up to date")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="start training over where it was interrupted; the former history is kept aside")
+]
 
 
 def _run(
@@ -65,6 +68,8 @@ def _run(
     runs: Path,
     run_name: str | None,
     nproc: int | None,
+    *,
+    fresh: bool = False,
     **choice: Any,
 ) -> Path:
     """Load a recipe, walk its graph, print what came out, and return the run folder."""
@@ -87,7 +92,7 @@ def _run(
     run = runs / check_run_name(run_name or recipe.name)
     progress = TerminalProgress()
     progress.note(f"rumpun: recipe {source.name}, run folder {run}")
-    outcome = walk(recipe, source, run=run, data=data, choice=Choice(**choice), progress=progress)
+    outcome = walk(recipe, source, run=run, data=data, choice=Choice(**choice), progress=progress, fresh=fresh)
     if not outcome.built:
         progress.note(
             f"nothing to do: all {len(outcome.kept)} stages are up to date ({format_seconds(outcome.wall_s)})"
@@ -125,9 +130,10 @@ def demo(
     runs: Runs = Path("runs"),
     nproc: Nproc = None,
     force: Force = False,
+    fresh: Fresh = False,
 ) -> None:
     """Everything, small, on this machine, from nothing: a table at the end."""
-    _run("demo", overrides, None, runs, None, nproc, force=force)
+    _run("demo", overrides, None, runs, None, nproc, force=force, fresh=fresh)
 
 
 @app.command()
@@ -145,9 +151,10 @@ def run(
         str | None, typer.Option("--from", metavar="STAGE", help="rebuild this stage and all that depends on it")
     ] = None,
     force: Force = False,
+    fresh: Fresh = False,
 ) -> None:
-    """All stages here; skips what is done, rebuilds what changed."""
-    _run(recipe, overrides, data, runs, run_name, nproc, only=only, start=start, force=force)
+    """All stages here; skips what is done, rebuilds what changed, goes on where training was interrupted."""
+    _run(recipe, overrides, data, runs, run_name, nproc, only=only, start=start, force=force, fresh=fresh)
 
 
 def _add_stage_command(name: str, until: tuple[str, ...], text: str) -> None:
@@ -158,8 +165,9 @@ def _add_stage_command(name: str, until: tuple[str, ...], text: str) -> None:
         runs: Runs = Path("runs"),
         run_name: RunName = None,
         nproc: Nproc = None,
+        fresh: Fresh = False,
     ) -> None:
-        _run(recipe, overrides, data, runs, run_name, nproc, until=until)
+        _run(recipe, overrides, data, runs, run_name, nproc, until=until, fresh=fresh)
 
     app.command(name, help=text)(command)
 

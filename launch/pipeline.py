@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from data_prep.config import Section
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from data_prep.shards import SCHEMA_VERSION
-from launch.stages import Counts, Stage
+from launch.stages import RECORD, Counts, Stage
 
 if TYPE_CHECKING:
     from data_prep.progress import Progress
@@ -40,11 +41,15 @@ class Plan:
 
     Attributes:
         data: what `{data}` stands for, None where neither --data nor [generate] gives one.
+        fresh: whether training phases start over beside an unfinished history.
+        deadline: seconds since the epoch after which training saves and stops, None for no limit.
     """
 
     recipe: Recipe
     run: Path
     data: Path | None
+    fresh: bool = False
+    deadline: float | None = None
 
     def _fill(self, value: Any) -> Any:
         """Replace `{data}` in every string of a JSON value."""
@@ -159,12 +164,12 @@ class Plan:
         )  # fmt: skip
         add(
             "pretrain", ("tokens", "truncate"),
-            {"pretrain": recipe.pretrain.model_dump(), "seed": seed}, self._pretrain,
+            {"pretrain": recipe.pretrain.essentials(), "seed": seed}, self._pretrain,
             volatile=PHASE_FILES,
         )  # fmt: skip
         add(
             "finetune", (*pair_sources, "pretrain"),
-            {"finetune": recipe.finetune.model_dump(), "encoder": recipe.encoder.model_dump(), "seed": seed},
+            {"finetune": recipe.finetune.essentials(), "encoder": recipe.encoder.model_dump(), "seed": seed},
             self._finetune, volatile=PHASE_FILES,
         )  # fmt: skip
         measured = [n for n in ("mine", "truncate", "pretrain", "finetune") if n in {s.name for s in found}]
@@ -261,12 +266,27 @@ class Plan:
         )  # fmt: skip
 
     def _train(self, phase: str, out: Path, progress: Progress, **job: Any) -> Counts:
-        from launch.local import run_ranks
+        from launch.history import prepare
+        from launch.supervisor import run_phase
 
+        history, line = prepare(self.run, phase, fresh=self.fresh)
+        if line:
+            progress.note(line)
+        given = {
+            "phase": phase,
+            "out": out,
+            "seed": self.recipe.seed,
+            "history": history,
+            "checkpoint": self.recipe.checkpoint.model_dump(),
+            "guard": self.recipe.guard.model_dump(),
+            "deadline": self.deadline,
+            # the content of the model's stage is known: its files need not be hashed again
+            "inputs": {"model": read_json(job["model"].parent / RECORD)["content"]},
+            **job,
+        }
         # the ranks run elsewhere: every path they get is absolute
-        paths = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in job.items()}
-        summary = run_ranks(
-            {"phase": phase, "out": str(out.resolve()), "seed": self.recipe.seed, **paths},
+        summary = run_phase(
+            {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in given.items()},
             out=out, logs=(self.run / "logs" / phase).resolve(), launch=self.recipe.launch, progress=progress,
         )  # fmt: skip
         wanted = (

@@ -34,6 +34,8 @@ from train.backbone import BaseConfig
 from train.encoder import EncoderConfig
 from train.export import ExportConfig
 from train.finetune import FinetuneConfig
+from train.guard import GuardConfig
+from train.history.checkpoint import CheckpointConfig
 from train.pretrain import PretrainConfig
 from train.truncate import TruncateConfig, kept_layers
 
@@ -85,6 +87,8 @@ class Recipe(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     eval: EvalConfig
     export: ExportConfig = ExportConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     launch: LaunchConfig = LaunchConfig()
 
     @model_validator(mode="after")

@@ -107,12 +107,20 @@ def claim(run: Path, recipe: Recipe, source: Path) -> None:
 
 
 def walk(
-    recipe: Recipe, source: Path, *, run: Path, data: Path | None, choice: Choice, progress: TerminalProgress
+    recipe: Recipe,
+    source: Path,
+    *,
+    run: Path,
+    data: Path | None,
+    choice: Choice,
+    progress: TerminalProgress,
+    fresh: bool = False,
 ) -> Outcome:
     """Bring the asked stages of a run up to date.
 
     Args:
         source: the recipe's file. run: the run folder. data: what `{data}` stands for.
+        fresh: start a training phase over beside its unfinished history, which is kept.
 
     Raises:
         UserError: whatever a user can mend; finished stages stay as they are.
@@ -122,7 +130,14 @@ def walk(
     started = time.perf_counter()
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}", "is not a folder", "give the folder that holds the data")
-    plan = Plan(recipe, run, data if data is not None else (run / "generate" if recipe.generate else None))
+    limit_s = recipe.launch.stop_after_s
+    plan = Plan(
+        recipe,
+        run,
+        data if data is not None else (run / "generate" if recipe.generate else None),
+        fresh=fresh,
+        deadline=None if limit_s is None else time.time() + limit_s,
+    )
     if recipe.generate is not None and data is not None:
         raise UserError(
             f"--data {data}",

@@ -308,7 +308,7 @@ def finetune(
         out=out,
         remember=lambda: {"truncated": truncated, "graph_memory": memory.state()},
     )
-    telemetry.status("training", total=loop.steps_left)
+    telemetry.status("training", total=loop.steps_left, notes=history.notes)
     loop.run()
     train_s = meter.elapsed_s
     if truncated:

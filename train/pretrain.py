@@ -250,7 +250,7 @@ def pretrain(
 
     if history.checkpoint is None:
         before |= validate(0)
-    telemetry.status("training", total=loop.steps_left)
+    telemetry.status("training", total=loop.steps_left, notes=history.notes)
     loop.run()
     loop.pause("about to validate")
     after = validate(draws.steps)

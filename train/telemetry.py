@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,12 +57,16 @@ class Telemetry:
                 write_atomically(path, "".join(json.dumps(r) + "\n" for r in self._records).encode())
             self._stream = path.open("a", encoding="utf-8")
 
-    def status(self, what: str, *, total: int | None = None) -> None:
-        """Tell the launcher what is going on: starting, validating, training (of `total` steps), saving."""
+    def status(self, what: str, *, total: int | None = None, notes: Sequence[str] = ()) -> None:
+        """Tell the launcher what is going on: starting, validating, training (of `total` steps), saving.
+
+        Args:
+            notes: lines that the user should read.
+        """
         if self._active:
             with disk_errors(self._history):
                 self._history.mkdir(parents=True, exist_ok=True)
-            write_json(self._history / STATUS, {"what": what, "total": total})
+            write_json(self._history / STATUS, {"what": what, "total": total, "notes": list(notes)})
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl and flush it, so that a watcher sees it at once."""
