@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from launch.failure import Hung, Logs, RankFailure, rank_failure
-from launch.relay import Relay
+from launch.relay import Relay, last_step
 from launch.stopping import Asked
 from launch.worker import DIVERGED_FILE, FAILURE, STOPPED_FILE
 from train.exit_codes import DONE, MISTAKE, STOPPED
@@ -260,6 +260,8 @@ def run_ranks(
             given_up = _follow(ranks, watch, verdict, asked=asked, relay=relay, launch=launch)
         relay.close()
         _end_of(ranks, given_up, out=out, verdict=verdict, phase=job["phase"], logs=written, asked=asked)
+    if asked.reason is not None:  # it came too late for them, but the command shall end here
+        raise Stopped(asked.reason, last_step(Path(job.get("history", out))))
     summary: dict[str, Any] = read_json(out / "summary.json")
     progress.add_work("train", summary["train_s"])
     return summary

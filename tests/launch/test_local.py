@@ -202,6 +202,12 @@ def test_a_request_to_stop_reaches_all_ranks_and_they_may_save(lab: Lab, sent: s
     assert signal.getsignal(sent) == handler
 
 
+def test_a_request_that_comes_too_late_still_ends_the_command(lab: Lab) -> None:
+    lab.later("here-0", send=(signal.SIGUSR1,))
+    with pytest.raises(Stopped, match="stopped by SIGUSR1 after step 3"):
+        lab.run(run_ranks, [[[["steps", [1, 2, 3]], ["touch", "here"], ["sleep", 0.5], *DONE]]])
+
+
 def test_a_request_that_comes_before_the_ranks_can_note_it_is_not_lost(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
