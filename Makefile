@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 RUN_STAMP := $(VENV)/.rumpun
 DEV_STAMP := $(VENV)/.rumpun-dev
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test    install with the test tools, then all tests (ARGS='-k words' chooses)"
 	@echo "make lint    ruff check, ruff format --check, mypy --strict"
 	@echo "make bench   the benchmarks in benchmarks/, in their quick form (ARGS= for the full one)"
+	@echo "make soak    one training killed a hundred times, and compared with one that was not (ARGS=--quick for ten)"
 	@echo "make clean   remove $(VENV), caches and build output (never runs/)"
 	@echo
 	@echo "PYTHON=python3.12   the Python to make $(VENV) with (3.11 or newer)"
@@ -54,6 +55,9 @@ bench: $(DEV_STAMP)
 	failed=""; for script in $(BENCHMARKS); do \
 	echo "== $$script $(ARGS)"; $(BIN)/python $$script $(ARGS) || failed="$$failed $$script"; done; \
 	if [ -n "$$failed" ]; then echo "benchmarks failed:$$failed"; exit 1; fi
+
+soak: $(DEV_STAMP)
+	@$(BIN)/python benchmarks/soak.py --out benchmarks/results/soak.md $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ that the product has anyway, and happens once.
     KILL-ALL, TERM-ALL, …           to all ranks of the run
     FILL                            fill the file system of the folder `where` to its last byte (or the last `leave`)
     NAN                             what the model gives in this step is not a number (with `until`: up to that step)
+    RECORD                          note in the folder `where`, all the time, where this rank is (see `Place`)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class Planted:
         self.faults, self.rank = list(faults), rank
         self.step = 0
         self.saving = 0
-        unknown = {fault["at"] for fault in self.faults} - {*MOMENTS, "forward"}
+        unknown = {fault["at"] for fault in self.faults} - {*MOMENTS, "forward", "everywhere"}
         if unknown:
             raise ValueError(f"no such moment: {unknown}")
 
@@ -93,6 +95,59 @@ def fill(folder: Path, *, leave: int = 0) -> None:
         stream.truncate(stream.tell() - leave)
 
 
+_TEXT = 128
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank was when it ended.
+
+    Attributes:
+        place: as the loop tells it. step: the step that it was in, 0 before the first.
+        saving: what its saver was doing in the background, "" where it was idle.
+    """
+
+    place: str = "starting"
+    step: int = 0
+    saving: str = ""
+
+    @classmethod
+    def read(cls, folder: Path, rank: int) -> Place:
+        """What was noted last; the beginning where nothing was."""
+        try:
+            content = (folder / place_file(rank)).read_bytes()
+        except FileNotFoundError:
+            return cls()
+        place, _, step = content[:_TEXT].decode().strip().partition("|")
+        return cls(place or "starting", int(step or 0), content[_TEXT:].decode().strip())
+
+
+def place_file(rank: int) -> str:
+    """The file that a rank notes its place in."""
+    return f"place-{rank}"
+
+
+def _plant_record(folder: Path, planted: Planted) -> None:
+    from train.history import saver
+    from train.history.saver import Saver
+    from train.survival import Survival
+
+    number = os.open(folder / place_file(planted.rank), os.O_WRONLY | os.O_CREAT, 0o644)
+
+    def note(text: str, where: int) -> None:
+        os.pwrite(number, text.encode().ljust(_TEXT)[:_TEXT], where)
+
+    def entered(_: Any, place: str, *__: Any) -> None:
+        note(f"{place}|{planted.step}", 0)
+
+    _before(Survival, "at", entered)
+    _before(Saver, "_run", lambda *_: note("its part", _TEXT))
+    _before(saver, "put", lambda *_: note("its name", _TEXT))
+    _before(saver, "point_latest", lambda *_: note("latest", _TEXT))
+    _before(Saver, "_retain", lambda *_: note("removing the oldest", _TEXT))
+    _after(Saver, "_run", lambda: note("", _TEXT))
+
+
 def _before(owner: Any, name: str, act: Callable[..., None]) -> None:
     inner = getattr(owner, name)
 
@@ -121,6 +176,9 @@ def plant(faults: list[dict[str, Any]], *, rank: int) -> None:
     planted = Planted(faults, rank)
     _plant_steps(planted)
     _plant_saves(planted)
+    for fault in faults:
+        if fault["do"] == "RECORD":
+            _plant_record(Path(fault["where"]), planted)
 
 
 def _plant_steps(planted: Planted) -> None:

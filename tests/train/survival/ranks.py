@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from survival.faults import Place
+
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
 MAX_S = 120.0
@@ -45,6 +47,8 @@ class Result:
     Attributes:
         codes: exit code of each rank, negative for the signal that ended it.
         first: the rank that ended badly first, None where all ended with 0.
+        hit: where the ranks that `signals` went to were just then, where that is recorded.
+        home: the folder of this start.
         late: ranks that had to be killed, since they went on for longer than launch/local.py allows after the first end.
         stderr: of each rank. out: the folder that the ranks were told to write to.
     """
@@ -54,7 +58,9 @@ class Result:
     late: list[int]
     stderr: list[str]
     wall_s: float
+    hit: list[Place]
     out: Path
+    home: Path
 
     @property
     def code(self) -> int:
@@ -102,7 +108,7 @@ class Zygote:
         ranks: int,
         folder: Path,
         plan: list[dict[str, Any]] | None = None,
-        signals: list[tuple[float, int, list[int] | None]] | None = None,
+        signals: list[tuple[str, float, int, list[int] | None]] | None = None,
         max_s: float = MAX_S,
     ) -> Result:
         """Run a job in `ranks` processes and wait for them.
@@ -110,8 +116,8 @@ class Zygote:
         Args:
             job: what the worker reads; its `out` is made here, anew for each run.
             folder: for the files of all runs of a test; also holds `out`, where the job names none.
-            plan: planted faults, see faults.py.
-            signals: (seconds from the fork, signal, ranks or None for all) to send from outside.
+            plan: planted faults, see faults.py; a `where` of "here" is the folder of this start.
+            signals: ("start" or "first step", seconds from then on, signal, ranks or None for all), sent from outside.
         """
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         self._runs += 1
@@ -119,8 +125,13 @@ class Zygote:
         home.mkdir(parents=True)
         out = Path(job.get("out", home / "out"))
         out.mkdir(parents=True, exist_ok=True)
+        for rank in range(ranks):
+            (home / f"rank-{rank}.log").touch()  # a rank may be killed before it does
         meeting = {"ranks": ranks, "store": home / "store"}
         (home / "job.json").write_text(json.dumps(as_json({**job, **meeting, "out": out})))
+        for fault in plan or []:
+            if fault.get("where") == "here":
+                fault["where"] = str(home)
         request = {
             "job": str(home / "job.json"), "home": str(home), "ranks": ranks, "plan": plan or [],
             "signals": signals or [], "max_s": max_s,
@@ -131,7 +142,8 @@ class Zygote:
             raise RuntimeError(f"the zygote died (exit code {self._process.wait()})")
         told = json.loads(line)
         stderr = [(home / f"rank-{rank}.log").read_text(errors="replace") for rank in range(ranks)]
-        return Result(stderr=stderr, out=out, **told)
+        hit = [Place(*place) for place in told.pop("hit")]
+        return Result(stderr=stderr, out=out, home=home, hit=hit, **told)
 
 
 def as_json(value: Any) -> Any:
@@ -232,13 +244,19 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
     first: int | None = None
     late: list[int] = []
     until = started + request["max_s"]
-    signals = sorted(request["signals"])
+    signals = request["signals"]
+    since = {"start": started}
+    hit: list[Place] = []
     while len(codes) < len(pids):
         now = time.monotonic()
-        while signals and now - started >= signals[0][0]:
-            _, number, whom = signals.pop(0)
+        if "first step" not in since and Place.read(Path(request["home"]), 0).step:
+            since["first step"] = now
+        for due in [s for s in signals if s[0] in since and now - since[s[0]] >= s[1]]:
+            signals.remove(due)
+            _, _, number, whom = due
             for rank in range(len(pids)) if whom is None else whom:
                 if rank not in codes:
+                    hit.append(Place.read(Path(request["home"]), rank))
                     os.kill(pids[rank], number)
         for rank, pid in enumerate(pids):
             if rank in codes:
@@ -256,7 +274,7 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.002)
     return {
         "codes": [codes[rank] for rank in range(len(pids))], "first": first, "late": late,
-        "wall_s": time.monotonic() - started,
+        "wall_s": time.monotonic() - started, "hit": [[place.place, place.step, place.saving] for place in hit],
     }  # fmt: skip
 
 

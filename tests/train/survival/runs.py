@@ -78,8 +78,8 @@ class Run:
 
     @property
     def history(self) -> Path:
-        """The history's folder."""
-        return self.home / "history"
+        """The history's folder, as in a run folder."""
+        return self.home / "history" / self.phase
 
     @property
     def checkpoints(self) -> Path:
@@ -121,7 +121,7 @@ class Run:
     def copy(self, home: Path) -> Run:
         """The same run as it is now, elsewhere."""
         if self.history.exists():
-            shutil.copytree(self.history, home / "history")
+            shutil.copytree(self.history, home / "history" / self.phase)
         return Run(
             self.zygote, self.data, home, self.phase, dict(self.settings), dict(self.checkpoint), dict(self.guard)
         )
