@@ -110,6 +110,8 @@ class Relay:
             # a status is written before its records, so others that were read with it belong to the bar before
             own = {"training": "loss", "validating": "validation_loss"}.get(status["what"])
             self._advance([r for r in records if own not in r])
+            for note in status.get("notes", ()):
+                self.progress.note(f"[{self._folder.name}] {note}")
             self.progress.begin(status["what"], status["total"], "steps")
             records = [r for r in records if own in r]
         self._advance(records)
@@ -129,7 +131,8 @@ class Relay:
 
 def shown(record: dict[str, Any]) -> dict[str, float | str]:
     """What the progress line shows of a training step: the use of the device's peak only where it is known."""
-    values: dict[str, float | str] = {"loss": record["loss"], "tokens_per_s": record["tokens_per_s"]}
+    loss = "skipped" if record["loss"] is None else record["loss"]  # a step whose loss was not finite
+    values: dict[str, float | str] = {"loss": loss, "tokens_per_s": record["tokens_per_s"]}
     if "trunk_mfu" in record:
         values["trunk_mfu"] = f"{record['trunk_mfu']:.1%}"
     return values

@@ -57,11 +57,16 @@ def test_the_line_of_a_step_claims_no_mfu_that_is_not_known() -> None:
     record = {"step": 3, "loss": 0.5, "tokens_per_s": 1200.0, "lr": 1e-3}
     assert shown(record) == {"loss": 0.5, "tokens_per_s": 1200.0}
     assert shown({**record, "trunk_mfu": 0.4127})["trunk_mfu"] == "41.3%"
+    assert shown({**record, "loss": None})["loss"] == "skipped"
 
 
 def test_records_go_to_the_bar_of_their_status(tmp_path: Path) -> None:
     class Bars(Progress):
         seen: list[tuple[str, dict]] = []  # noqa: RUF012
+        notes: list[str] = []  # noqa: RUF012
+
+        def note(self, line: str) -> None:
+            self.notes.append(line)
 
         def begin(self, label: str, total: int | None = None, unit: str = "rows") -> None:
             self.seen.append((label, {}))
@@ -71,7 +76,7 @@ def test_records_go_to_the_bar_of_their_status(tmp_path: Path) -> None:
             self.seen[-1] = (label, held | {"n": held.get("n", 0) + n} | shown)
 
     def tell(what: str, *records: dict) -> None:
-        (tmp_path / "status.json").write_text(json.dumps({"what": what, "total": 2}))
+        (tmp_path / "status.json").write_text(json.dumps({"what": what, "total": 2, "notes": [f"now {what}"]}))
         with (tmp_path / "metrics.jsonl").open("a") as stream:
             stream.writelines(json.dumps(r) + "\n" for r in records)
         relay.look()
@@ -91,6 +96,9 @@ def test_records_go_to_the_bar_of_their_status(tmp_path: Path) -> None:
         ("training", {"n": 2, "loss": 2.0, "tokens_per_s": 9.0}),
         ("validating", {"n": 0, "validation_loss": 4.0}),
         ("saving", {}),
+    ]
+    assert bars.notes == [
+        f"[{tmp_path.name}] now {what}" for what in ("validating", "training", "validating", "saving")
     ]
 
 
