@@ -61,7 +61,8 @@ class Proof:
         if not self.tape.step:
             return "Nothing to prove yet: no step is done."
         sizes = [s.ranks for s in self.tape.starts]
-        through = f"{len(sizes)} starts on {_list([f'{n:,}' for n in sizes])} processes"
+        named = _list([f"{n:,}" for n in sizes]) if len(sizes) <= _MANY else _span(sizes)
+        through = f"{len(sizes):,} starts on {named} process{'' if named == '1' else 'es'}"
         how = f", through {through}" if len(sizes) > 1 else ""
         # a set-aside sample was used, but nothing of it is in the weights: the sentence must not hide that
         but = "; what rewinds set aside was used, but is not in the weights" if self.tape.set_aside else ""
@@ -169,6 +170,11 @@ def _is(number: int) -> str:
 
 def _was(number: int) -> str:
     return "was" if number == 1 else "were"
+
+
+def _span(sizes: Sequence[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _list(parts: Sequence[str]) -> str:
