@@ -4,8 +4,8 @@
 
 Two soaks, each compared with a run of the same recipe that nobody disturbed:
 
-1. two ranks, always: SIGKILL of one rank, of all, SIGTERM, SIGUSR1, and damage to the newest checkpoint; the losses, the
-   gradient norms and the final weights must be the same bits;
+1. two ranks, always: SIGKILL of one rank, of all, SIGTERM, SIGUSR1, and damage to the newest checkpoint; the losses,
+   the gradient norms and the final weights must be the same bits;
 2. the same, with another number of ranks and another ZeRO stage at every start; losses within 1e-5 relative.
 
 Both ledgers are then verified with `rumpun ledger verify`. Ranks are real processes of the real worker, forked from one
@@ -104,9 +104,8 @@ def soak(run: Run, rng: random.Random, *, kills: int, resize: bool) -> Soak:
         if len(found.hits) < kills:
             name, _, who = kind.partition(", ")
             # a third at any moment of a start, the others among the steps
-            since, delay_s = (
-                ("start", rng.uniform(0, 1.2)) if rng.random() < 0.3 else ("first step", rng.uniform(0, 0.7))
-            )
+            since, most_s = ("start", 1.2) if rng.random() < 0.3 else ("first step", 1.4)
+            delay_s = rng.uniform(0, most_s)
             signals = [(since, delay_s, int(signal.Signals[name]), None if who == "all ranks" else [whom])]
         result = run.start(ranks, {"at": "everywhere", "do": "RECORD", "where": "here"}, signals=signals)
         found.busy_s += result.wall_s
@@ -165,6 +164,7 @@ def section(title: str, found: Soak, run: Run, whole: Run, result: str) -> str:
     """A soak as Markdown."""
     lost, steps = lost_steps(run), len(run.steps())
     whole_s = whole.starts[0].wall_s
+    each_s = (found.busy_s - whole_s) / max(1, len(found.hits))
     kinds = Counter(kind for kind, _, _ in found.hits)
     places = Counter(place for _, place, _ in found.hits)
     saving = Counter(saver for _, _, saver in found.hits if saver)
@@ -175,21 +175,20 @@ def section(title: str, found: Soak, run: Run, whole: Run, result: str) -> str:
         ("steps", f"{steps:,} of {BATCH} samples, a checkpoint every {EVERY}"),
         (
             "steps done again",
-            f"{sum(lost):,} ({sum(lost) / max(1, len(lost)):.1f} a restart, {max(lost, default=0)} at most)",
+            f"{sum(lost):,}: {sum(lost) / max(1, len(lost)):.1f} a restart, {max(lost, default=0)} at most",
         ),
         ("checkpoints damaged", ", ".join(f"{n} {how}" for how, n in found.damages.items()) or "none"),
         ("starts that fell back to an older checkpoint", found.fallbacks),
         ("ranks that the launcher had to end", found.late),
         (
             "seconds of all starts",
-            f"{found.busy_s:.0f}, undisturbed {whole_s:.0f}: {(found.busy_s - whole_s) / max(1, len(found.hits)):.1f} a kill, "
-            "nearly all of it the start of the ranks (without imports) and the steps done again",
+            f"{found.busy_s:.0f}, undisturbed {whole_s:.0f}: {each_s:.1f} more for "
+            "each kill, in which ranks start anew (without imports) and do steps again",
         ),
     ]
     if len(worlds) > 1:
-        facts.append(
-            ("ranks × ZeRO stage of the starts", ", ".join(f"{r}×{z}: {n}" for (r, z), n in sorted(worlds.items())))
-        )
+        each = ", ".join(f"{ranks}×{stage}: {n}" for (ranks, stage), n in sorted(worlds.items()))
+        facts.append(("ranks × ZeRO stage of the starts", each))
     return "\n\n".join(
         [
             f"## {title}",
@@ -211,7 +210,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help=f"e.g. {RESULTS.name}/soak.md")
     given = parser.parse_args()
-    (kills, steps), (kills_resized, steps_resized) = ((6, 60), (4, 50)) if given.quick else ((60, 600), (40, 400))
+    (kills, steps), (kills_resized, steps_resized) = ((6, 60), (4, 50)) if given.quick else ((60, 700), (40, 400))
     load, started = os.getloadavg()[0], time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch, Zygote() as zygote:
         folder = Path(scratch)
@@ -243,8 +242,9 @@ def main() -> int:
         close = orders and loss < LIMIT
         second = section(
             "2. Killed, and resized at every start", found_resized, resized, alone,
-            f"{'the same samples' if orders else '**OTHER SAMPLES**'}; against one process under ZeRO 0: losses within "
-            f"**{loss:.1e}** relative (limit {LIMIT:.0e}), gradient norms {norm:.1e}, weights {weights_apart(resized, alone):.1e}",
+            f"{'the same samples' if orders else '**OTHER SAMPLES**'}; against one process under ZeRO 0, relative: "
+            f"losses within **{loss:.1e}** (limit {LIMIT:.0e}), gradient norms {norm:.1e}, "
+            f"weights {weights_apart(resized, alone):.1e}",
         )  # fmt: skip
     packages = versions(sys.executable, ["torch", "deepspeed", "transformers"])
     total = len(found.hits) + len(found_resized.hits)
@@ -253,8 +253,8 @@ def main() -> int:
             "# A training that was killed " + f"{total} times",
             *machine_lines(threads=1, load_before=load, packages=packages),
             f"gloo, fp32, a Llama of 2 layers of 32; seed {given.seed}; {time.perf_counter() - started:.0f} s in all. "
-            "Ranks are forked from a process that has imported everything; a start from nothing adds its imports to what "
-            "a kill costs.",
+            "Ranks are forked from a process that has imported everything; a start from nothing adds its imports to "
+            "what a kill costs.",
             first,
             second,
         ]
