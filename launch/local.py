@@ -263,5 +263,5 @@ def run_ranks(
     if asked.reason is not None:  # it came too late for them, but the command shall end here
         raise Stopped(asked.reason, last_step(Path(job.get("history", out))))
     summary: dict[str, Any] = read_json(out / "summary.json")
-    progress.add_work("train", summary["train_s"])
+    progress.add_work("train", summary["train_here_s"])
     return summary

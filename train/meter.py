@@ -203,7 +203,12 @@ class Meter:
         save_s: float,
         **more: Any,
     ) -> dict[str, Any]:
-        """What summary.json says of the phase; `sizes` are the parameter counts, `more` what the phase adds."""
+        """What summary.json says of the phase, over all its starts.
+
+        Args:
+            sizes: the parameter counts. train_s: up to the last validation; `train_here_s` is this start's part of it.
+            more: what the phase adds.
+        """
         return {
             "phase": phase,
             "steps": self._steps,
@@ -212,6 +217,7 @@ class Meter:
             **sizes,
             "startup_s": self._startup_s,
             "train_s": train_s,
+            "train_here_s": train_s - self._elapsed_before_s,
             "save_s": save_s,
             **self.totals(),
             **{f"{name}_s": seconds for name, seconds in self._pauses.items()},

@@ -154,7 +154,7 @@ def test_equal_failures_are_equal() -> None:
 def test_a_phase_returns_its_summary_and_shows_its_steps(lab: Lab) -> None:
     (lab.history / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0, "tokens_per_s": 1}\n')
     summary = lab.run(run_ranks, [[[["cut", 0], ["steps", [1, 2, 4]], *DONE], []]])
-    assert summary["train_s"] == 2.5
+    assert summary["train_here_s"] == 2.5
     assert lab.notes.steps == [1.0, 0.5, 0.25] and lab.notes.work_s == {"train": 2.5}
     job = json.loads((lab.logs / "job.json").read_text())
     assert job["ranks"] == 2 and not Path(job["store"]).parent.exists()
