@@ -128,9 +128,11 @@ def test_a_resumed_meter_counts_as_one_that_never_stopped(clock: Clock) -> None:
             _step(meter, clock, Work.of([4, 4], pairs=1), loss=loss)
             meter.pause("checkpoint", 0.25)
 
-    whole, first, second = (Meter(None, flops=FLOPS) for _ in range(3))
+    whole = Meter(None, flops=FLOPS)
     train(whole, [3.0, 2.0, 1.0])
+    first = Meter(None, flops=FLOPS)
     train(first, [3.0, 2.0])
+    second = Meter(None, flops=FLOPS)
     second.load(json.loads(json.dumps(first.state())))
     train(second, [1.0])
 
