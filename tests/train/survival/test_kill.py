@@ -240,3 +240,24 @@ def test_pretraining_too(when: str, do: str, begun: Any, undisturbed: Any, tmp_p
     result = run.start(2, {**COLUMNS[when], "ranks": [1], "do": do})
     assert result.codes == [STOPPED, STOPPED] if do == "USR1" else result.codes[1] == -9, result.told()
     finish(run, undisturbed("pretrain"))
+
+
+@pytest.mark.parametrize(
+    ("phase", "settings"),
+    [
+        ("finetune", {"zero_stage": 0}),
+        ("pretrain", {"zero_stage": 3}),
+        ("finetune", {"zero_stage": 2, "reduce_once": True, "dropout": 0.1}),
+        ("pretrain", {"zero_stage": 1, "precision": "bf16", "dropout": 0.1}),
+        ("finetune", {"zero_stage": 3, "precision": "bf16"}),
+        ("pretrain", {"zero_stage": 2, "offload": True}),
+    ],
+    ids=str,
+)
+def test_kill_9_under_other_settings(phase: str, settings: dict[str, Any], run: Run, undisturbed: Any) -> None:
+    """Stages, precisions, and random numbers: what dropout draws goes on where it was."""
+    run.phase, run.settings = phase, settings
+    run.checkpoint = {"background": settings["zero_stage"] != 3}
+    result = run.start(2, {"at": "after update", "step": 14, "ranks": [1], "do": "KILL-ALL"})
+    assert result.codes == [-9, -9], result.told()
+    finish(run, undisturbed(phase, 2, **settings))
