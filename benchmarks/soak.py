@@ -91,8 +91,11 @@ def check_codes(result: Result, kind: str, whom: int) -> None:
         raise SystemExit(f"a start ended with {result.codes} after {kind} of rank {whom}\n{result.told()}")
 
 
-def soak(run: Run, rng: random.Random, *, kills: int, resize: bool) -> Soak:
-    """Start `run` until it is done, killing `kills` of its starts."""
+def soak(run: Run, rng: random.Random, *, kills: int, whole: Run, resize: bool) -> Soak:
+    """Start `run` until it is done, killing `kills` of its starts; `whole` tells how fast it goes undisturbed."""
+    steps = len(whole.steps())
+    # so that the kills are spread over the whole training; most starts also do a step or two again
+    most_s = 2 * (steps / kills + 1) * whole.starts[0].wall_s / steps
     found, hurt = Soak(), set[str]()
     while True:
         ranks, stage = (rng.randint(1, 4), rng.randint(0, 3)) if resize else (2, 1)
@@ -103,9 +106,9 @@ def soak(run: Run, rng: random.Random, *, kills: int, resize: bool) -> Soak:
         whom = rng.randrange(ranks)
         if len(found.hits) < kills:
             name, _, who = kind.partition(", ")
-            # a third at any moment of a start, the others among the steps
-            since, most_s = ("start", 1.2) if rng.random() < 0.3 else ("first step", 1.4)
-            delay_s = rng.uniform(0, most_s)
+            # four in ten at any moment of a start, the others among the steps
+            since, limit_s = ("start", 0.8) if rng.random() < 0.4 else ("first step", most_s)
+            delay_s = rng.uniform(0, limit_s)
             signals = [(since, delay_s, int(signal.Signals[name]), None if who == "all ranks" else [whom])]
         result = run.start(ranks, {"at": "everywhere", "do": "RECORD", "where": "here"}, signals=signals)
         found.busy_s += result.wall_s
@@ -210,7 +213,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help=f"e.g. {RESULTS.name}/soak.md")
     given = parser.parse_args()
-    (kills, steps), (kills_resized, steps_resized) = ((6, 60), (4, 50)) if given.quick else ((60, 700), (40, 400))
+    (kills, steps), (kills_resized, steps_resized) = ((6, 60), (4, 50)) if given.quick else ((60, 600), (40, 400))
     load, started = os.getloadavg()[0], time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch, Zygote() as zygote:
         folder = Path(scratch)
@@ -225,7 +228,7 @@ def main() -> int:
         whole = new("whole", steps)
         whole.start(2, expect=DONE)
         run = new("killed", steps)
-        found = soak(run, random.Random(given.seed), kills=kills, resize=False)
+        found = soak(run, random.Random(given.seed), kills=kills, whole=whole, resize=False)
         same = numbers(run.steps()) == numbers(whole.steps()) and run.weights() == whole.weights()
         first = section(
             "1. Two ranks, killed", found, run, whole,
@@ -236,7 +239,7 @@ def main() -> int:
         alone = new("alone", steps_resized, zero_stage=0)
         alone.start(1, expect=DONE)
         resized = new("resized", steps_resized)
-        found_resized = soak(resized, random.Random(given.seed + 1), kills=kills_resized, resize=True)
+        found_resized = soak(resized, random.Random(given.seed + 1), kills=kills_resized, whole=alone, resize=True)
         loss, norm = (apart(resized, alone, name) for name in ("loss", "grad_norm"))
         orders = [s["order"] for s in resized.steps()] == [s["order"] for s in alone.steps()]
         close = orders and loss < LIMIT

