@@ -9,6 +9,7 @@ that the product has anyway, and happens once.
     KILL, TERM, USR1, USR2, STOP    this signal to this process
     KILL-ALL, TERM-ALL, …           to all ranks of the run
     FILL                            fill the file system of the folder `where` to its last byte (or the last `leave`)
+    PAUSE                           sleep for `seconds`
     NAN                             what the model gives in this step is not a number (with `until`: up to that step)
     RECORD                          note in the folder `where`, all the time, where this rank is (see `Place`)
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,8 @@ def happen(fault: dict[str, Any]) -> None:
     name, _, everybody = fault["do"].partition("-")
     if name == "FILL":
         fill(Path(fault["where"]), leave=fault.get("leave", 0))
+    elif name == "PAUSE":
+        time.sleep(fault["seconds"])
     elif everybody:
         os.killpg(0, signal.Signals[f"SIG{name}"])
     else:

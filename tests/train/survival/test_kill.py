@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,30 @@ def test_kill_9_under_other_settings(phase: str, settings: dict[str, Any], run: 
     result = run.start(2, {"at": "after update", "step": 14, "ranks": [1], "do": "KILL-ALL"})
     assert result.codes == [-9, -9], result.told()
     finish(run, undisturbed(phase, 2, **settings))
+
+
+def test_a_time_limit_is_a_polite_end(begun: Any, undisturbed: Any, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    result = run.start(2, deadline=time.time() - 1)
+    assert result.codes == [STOPPED, STOPPED], result.told()
+    assert (run.records()[-1]["reason"], run.records()[-1]["step"]) == ("time limit", BEGUN + 1)
+    finish(run, undisturbed())
+
+
+def test_kill_9_while_a_slow_disk_still_writes_the_save_before(begun: Any, undisturbed: Any, tmp_path: Path) -> None:
+    """Steps go on while a save is in flight; what it has not finished is lost, and nothing else."""
+    run = begun(tmp_path / "run")
+    slow = {"at": "save: part", "step": BEGUN + EVERY, "ranks": [1], "do": "PAUSE", "seconds": 30}
+    result = run.start(2, slow, {**COLUMNS["step"], "ranks": [0], "do": "KILL-ALL"})
+    assert result.codes == [-9, -9], result.told()
+    assert newest(run.checkpoints).name == f"step-{BEGUN:08d}"
+    assert len(run.steps()) >= BEGUN + EVERY + 1, "the steps after it must not have waited"
+    finish(run, undisturbed())
+
+
+def test_saves_by_the_clock_change_no_number(run: Run, undisturbed: Any) -> None:
+    run.checkpoint = {"every_steps": None, "every_s": 0.05, "keep": 1}
+    for step in (9, 20):
+        result = run.start(2, {"at": "data", "step": step, "ranks": [1], "do": "KILL-ALL"})
+        assert result.codes == [-9, -9], result.told()
+    finish(run, undisturbed())
