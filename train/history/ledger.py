@@ -144,6 +144,7 @@ class Ledger:
         Raises `UserError` where the ledger does not hold that step.
         """
         self._counts = self._counted(step)
+        self._saved = _still_saved(self._saved, step)
         if step and step not in self._saved:
             # it was whole on the disk, and found there; the crash came before its line
             self._put(lambda: {"kind": "checkpoint", "step": step, "ranks": None, "bytes": None, "found": True})
@@ -341,10 +342,17 @@ def _read(path: Path) -> _Found:
             if record["kind"] != "header":
                 raise LedgerFault(path, 1, f"is a {record['kind']!r}, not the header")
             found.header = record
-        found.starts += record["kind"] == "start"
+        if record["kind"] == "start":
+            found.starts += 1
+            found.saved = _still_saved(found.saved, record["step"])
         if record["kind"] == "checkpoint":
             found.saved.append(record["step"])
     return found
+
+
+def _still_saved(saved: Sequence[int], step: int) -> list[int]:
+    """The checkpoints that count after a start that goes on after `step`: later ones were lost, and come again."""
+    return [s for s in saved if s <= step]
 
 
 def _same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -289,3 +289,15 @@ def test_saves_by_the_clock_change_no_number(run: Run, undisturbed: Any) -> None
         result = run.start(2, {"at": "data", "step": step, "ranks": [1], "do": "KILL-ALL"})
         assert result.codes == [-9, -9], result.told()
     finish(run, undisturbed())
+
+
+def test_a_step_saved_for_the_second_time_needs_a_line_of_its_own(begun: Any, undisturbed: Any, tmp_path: Path) -> None:
+    """Its first checkpoint was lost; the second is whole, and the crash came before the ledger heard of it."""
+    run = begun(tmp_path / "run")
+    hurt_file(newest(run.checkpoints) / "state-0001-of-0002.safetensors", "flipped byte")
+    result = run.start(2, {"at": "save: commit", "step": BEGUN, "ranks": [0], "do": "KILL-ALL"})
+    assert result.codes == [-9, -9], result.told()
+    assert newest(run.checkpoints).name == f"step-{BEGUN:08d}"
+    finish(run, undisturbed())
+    starts = [record["step"] for record in run.records() if record["kind"] == "start"]
+    assert starts == [0, BEGUN - EVERY, BEGUN]
