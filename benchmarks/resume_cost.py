@@ -134,7 +134,7 @@ def write(found: dict[str, Any]) -> list[str]:
         blocked = median(later)
         rows.append(
             [name, f"{first:.2f}", f"{blocked:.2f}", f"{100 * blocked / (INTERVAL_S + blocked):.2f} %",
-             f"{quiet:.2f}", f"{during:.2f}"]
+             f"{quiet:.2f}", f"{during:.2f}", f"{blocked + max(0.0, during - quiet):.2f}"]
         )  # fmt: skip
     ratio = median(waiting["saves_s"][1:]) / max(1e-9, median(ahead["saves_s"][1:]))
     starts = [found[name]["start_parts_s"] for name in ("first", "resumed")]
@@ -147,7 +147,7 @@ def write(found: dict[str, Any]) -> list[str]:
         "",
         table(
             ["[checkpoint]", "first save, s", "later saves, s", f"share at every_s = {INTERVAL_S:.0f}",
-             "step without a save in flight, s", "step beside one, s"], rows,
+             "step without a save in flight, s", "step beside one, s", "a save costs in all, s"], rows,
         ),
         "",
         f"Waiting for the disk blocks {ratio:.1f} times as long as copying. The first copy also gets its memory.",
