@@ -215,13 +215,13 @@ def _fork(request: dict[str, Any]) -> list[int]:
     from train.guard import STOP_SIGNALS
 
     pids: list[int] = []
+    # as launch/local.py: a request that comes before a rank can note it waits for it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     for rank in range(request["ranks"]):
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                # as launch/local.py: a request that comes before a rank can note it waits for it
-                signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
                 os.setpgid(0, pids[0] if pids else 0)
                 _die_with_parent()
                 code = _rank(request, rank)
@@ -232,6 +232,7 @@ def _fork(request: dict[str, Any]) -> list[int]:
         with suppress(OSError):  # both sides set it, so that neither has to wait for the other
             os.setpgid(pid, pids[0] if pids else pid)
         pids.append(pid)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pids
 
 
