@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.recipe import Recipe
+from train.history.forecast import bytes_of_checkpoint
 
 GIB = 1 << 30
 
@@ -76,13 +77,22 @@ def needs_of(recipe: Recipe, *, data: Path | None) -> Iterator[str]:
     named = "" if kept == list(range(len(kept))) else f" ({', '.join(map(str, kept))})"
     yield f"size:  {len(kept)} of {deep} layers{named}, {parameters / 1e6:,.1f} M parameters with output head"
     whole = 0 if base.random else disk_bytes(shape, kept=range(deep), bytes_per_parameter=2)[1]
-    # cut, pretrained, finetuned and exported weights stay in the run folder, in fp32 after training
-    yield f"disk:  {(4 * weights) / GIB:,.1f} GiB in the run folder" + (
-        f", {whole / GIB:,.0f} GiB for the base's download" if whole else ""
-    )
-    yield from _probe_lines(recipe, shape, deep)
     head = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
-    yield from _memory_lines(recipe, {"pretrain": parameters, "finetune": parameters - head})
+    trained = {"pretrain": parameters, "finetune": parameters - head}
+    # both phases keep theirs; one more is there while it is written
+    sizes = [*trained.values()] * recipe.checkpoint.keep + [parameters]
+    checkpoints = sum(map(bytes_of_checkpoint, sizes))
+    # cut, pretrained, finetuned and exported weights stay in the run folder, in fp32 after training
+    yield (
+        f"disk:  {(4 * weights + checkpoints) / GIB:,.1f} GiB in the run folder, "
+        f"{checkpoints / GIB:,.1f} of it checkpoints"
+        + (f"; {whole / GIB:,.0f} GiB for the base's download" if whole else "")
+    )
+    if recipe.checkpoint.background:
+        copied = bytes_of_checkpoint(parameters) / GIB
+        yield f"host:  {copied:,.1f} GiB of memory over all processes for saving while training goes on"
+    yield from _probe_lines(recipe, shape, deep)
+    yield from _memory_lines(recipe, trained)
 
 
 def _base_note(model: str | None) -> str:

@@ -23,7 +23,7 @@ def test_every_recipe_in_the_tree_is_valid_and_says_what_it_needs(name: str) -> 
     recipe, _ = load_recipe(name)
     assert recipe.name == name and recipe.about
     lines = "\n".join(needs_of(recipe, data=None))
-    assert all(word in lines for word in ("data:", "base:", "size:", "disk:", "pretrain:", "finetune:"))
+    assert all(word in lines for word in ("data:", "base:", "size:", "disk:", "host:", "pretrain:", "finetune:"))
 
 
 @pytest.mark.parametrize("name", NAMES)
