@@ -105,10 +105,10 @@ class History:
             )  # fmt: skip
         self.notes += found.notes
         if self.restarts:
-            now = f"start {self.restarts + 1}, {ranks} processes, ZeRO {zero_stage}"
-            line = f"going on after step {self.done_steps} ({now})"
-            if computed > self.done_steps:
-                line += f"; {computed - self.done_steps} steps after it were not saved and are computed again"
+            processes = f"{ranks} process{'es' if ranks != 1 else ''}"
+            line = f"going on after step {self.done_steps} (start {self.restarts + 1}, {processes}, ZeRO {zero_stage})"
+            if (again := computed - self.done_steps) > 0:
+                line += f"; {again} step{'s are' if again != 1 else ' is'} computed again"
             self.notes.append(line)
         if rank == 0:
             for note in self.notes:
