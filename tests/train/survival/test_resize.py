@@ -6,6 +6,7 @@ relative, against one process under ZeRO 0 that nobody stopped.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from survival.runs import BATCH, BATCH_FIELD, STEPS, Run, check_proof, left_over
 
 from train.exit_codes import DONE, STOPPED
+from train.history.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +82,20 @@ def test_another_batch_size_uses_the_same_sequence_once(phase: str, run: Run, un
     assert all(s["rate"] == rates[s["first"]] for s in steps if s["first"] in rates)
     assert all(s["rate"] <= max(rates.values()) for s in steps)
     check_proof(run)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_last_step_with_fewer_texts_than_ranks(stage: int, run: Run, tmp_path: Path) -> None:
+    """2 pairs a step, then 8 on six ranks: the rest of 2 pairs has 4 texts, so two ranks hold none."""
+    run.settings |= {"batch_pairs": 2, "max_steps": 14, "hard_negatives": 0, "zero_stage": stage}
+    run.start(1, {"at": "data", "step": 1, "ranks": [0], "do": "TERM"}, expect=STOPPED)
+    run.settings["batch_pairs"] = 8
+    alone = run.copy(tmp_path / "alone")
+    run.start(6, expect=DONE)
+    alone.start(1, expect=DONE)
+    assert [s["end"] - s["first"] for s in run.steps()] == [2, 8, 8, 8, 2]
+    assert [s["order"] for s in run.steps()] == [s["order"] for s in alone.steps()]
+    assert apart(run.steps(), alone.steps(), "loss") < LIMIT
+    assert apart(run.steps(), alone.steps(), "grad_norm") < 10 * LIMIT
+    proof = verify(run.history / "ledger.jsonl")
+    assert proof.claim().startswith("Proven") and proof.samples == 28
