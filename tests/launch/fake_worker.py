@@ -59,7 +59,9 @@ def act(name: str, value: object, *, job: dict, rank: int, stop: StopRequest, he
         (out / STOPPED_FILE).write_text(json.dumps({"reason": stop.reason(), "step": 7}))
         os._exit(75)
     elif name == "done":
-        (out / "summary.json").write_text(json.dumps({"train_s": 9.0, "train_here_s": 2.5, "restart": job.get("restart")}))
+        (out / "summary.json").write_text(
+            json.dumps({"train_s": 9.0, "train_here_s": 2.5, "restart": job.get("restart")})
+        )
     else:
         raise AssertionError(name)
 
