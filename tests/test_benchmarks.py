@@ -145,3 +145,15 @@ def test_a_seek_takes_no_memory_that_grows_with_its_position() -> None:
     kept = [int(found[1].replace(",", "")) for found in re.finditer(r"\) \| [\d.]+ \(.*\) \| ([\d,]+) \|\n", page)]
     assert len(kept) == 3
     assert max(kept) < min(kept) + 50 < 1000
+
+
+@pytest.mark.slow
+def test_a_resumed_training_pays_for_checking_and_reading_its_checkpoint() -> None:
+    page = _run("benchmarks/resume_cost.py", "--quick")
+    assert re.search(r"= 12\.\d\d bytes a parameter", page)
+    parts = {
+        found[1]: (float(found[2]), float(found[3])) for found in re.finditer(r"\| (\D+) \| (\S+) \| (\S+) \|\n", page)
+    }
+    assert parts["restoring"][0] == 0.0 < parts["restoring"][1]
+    first, resumed = (sum(column) - whole for *column, whole in zip(*parts.values(), strict=True))
+    assert abs(first) < 0.1 and abs(resumed) < 0.1
