@@ -57,7 +57,7 @@ bench: $(DEV_STAMP)
 	if [ -n "$$failed" ]; then echo "benchmarks failed:$$failed"; exit 1; fi
 
 soak: $(DEV_STAMP)
-	@$(BIN)/python benchmarks/soak.py --out benchmarks/results/soak.md $(ARGS)
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """One training that is killed again and again at random moments, and what it comes to in the end.
 
-    python benchmarks/soak.py [--quick] [--seed 0] [--out benchmarks/results/soak.md]      (make soak)
+    python benchmarks/soak.py [--quick] [--seed 0] [--out PAGE]      (make soak; without --quick: results/soak.md)
 
 Two soaks, each compared with a run of the same recipe that nobody disturbed:
 
@@ -207,11 +207,11 @@ def section(title: str, found: Soak, run: Run, whole: Run, result: str) -> str:
 
 
 def main() -> int:
-    """Run both soaks, print the page and write it where asked."""
+    """Run both soaks, print the page and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few kills, to see that it runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help=f"e.g. {RESULTS.name}/soak.md")
+    parser.add_argument("--out", type=Path, help="instead of results/soak.md; --quick alone writes nothing")
     given = parser.parse_args()
     (kills, steps), (kills_resized, steps_resized) = ((6, 60), (4, 50)) if given.quick else ((60, 600), (40, 400))
     load, started = os.getloadavg()[0], time.perf_counter()
@@ -263,8 +263,9 @@ def main() -> int:
         ]
     )
     print(page)
-    if given.out is not None:
-        given.out.write_text(page + "\n")
+    out = given.out or (None if given.quick else RESULTS / "soak.md")
+    if out is not None:
+        out.write_text(page + "\n")
     return 0 if same and close else 1
 
 

@@ -302,7 +302,7 @@ class Loop(Generic[Item]):
         self._settle()
         self._history.note(lambda ledger: ledger.event("stop", step=step, reason=reason))
         self._history.close()
-        raise Stopped(reason, step)
+        raise Stopped(reason, self._last_saved)  # in a row of skipped steps that is before them
 
     def pause(self, place: str) -> None:
         """A boundary outside the steps (before a validation, before the export): stop here where it was asked for.

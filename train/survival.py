@@ -18,7 +18,7 @@ class Stopped(Exception):
     """A phase ended early because it was asked to; everything up to `step` is saved.
 
     Args:
-        reason: who asked, e.g. `SIGUSR1` or `time limit`. step: the last step that was done.
+        reason: who asked, e.g. `SIGUSR1` or `time limit`. step: the last step that is saved.
     """
 
     def __init__(self, reason: str, step: int) -> None:

@@ -77,13 +77,23 @@ def enter(folder: Path, now: Identity) -> tuple[dict[str, Any], list[str]]:
         write_json(path, record)
         return record, []
     record = read_json(path)
+    missing = now.record().keys() - record.keys() if isinstance(record, dict) else {"everything"}
+    if missing and not (isinstance(record, dict) and _is_newer(record)):
+        raise UserError(
+            str(path), f"is not what a history begins with (without {', '.join(sorted(missing))})",
+            f"put the file back from a copy; or {_START_OVER}",
+        )  # fmt: skip
     return record, compare(record, now, where=folder)
+
+
+def _is_newer(record: Mapping[str, Any]) -> bool:
+    return isinstance(record.get("format"), int) and record["format"] > FORMAT
 
 
 def compare(record: Mapping[str, Any], now: Identity, *, where: Path) -> list[str]:
     """Notes on harmless differences between a history and now. Raises `UserError` for any other."""
     name = f"history {where}"
-    if record["format"] > FORMAT:
+    if _is_newer(record):
         raise UserError(
             name, f"was written by a newer rumpun (format {record['format']}, this one reads {FORMAT})",
             f"use that version; or {_START_OVER}",

@@ -109,6 +109,13 @@ def test_a_newer_history_is_refused(tmp_path: Path) -> None:
         enter(tmp_path, identity())
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"format": 1, "history": "x"}', '{"format": "1"}', "{"])
+def test_an_identity_that_was_spoiled_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "identity.json").write_text(content)
+    with pytest.raises(UserError, match=r"identity\.json"):
+        enter(tmp_path, identity())
+
+
 def test_a_history_without_its_identity_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="is missing, but the history beside it is not"):
