@@ -9,6 +9,7 @@ import difflib
 import shutil
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,13 +86,16 @@ def prove(folder: Path, ledger: Path) -> list[str]:
 
 
 def newest_mark(history: Path) -> Mapping[str, Any] | None:
-    """How far the ledger was when the newest checkpoint was written; None before any."""
-    from data_prep.files import read_json
-    from train.history.folder import MANIFEST, latest_in
+    """How far the ledger was when the newest checkpoint that can be read was written; None before any."""
+    from train.history.folder import step_name, steps_in
+    from train.history.manifest import Damaged, NewerFormat, read_manifest
 
-    manifest = history / "checkpoints" / (latest_in(history / "checkpoints") or "none") / MANIFEST
-    mark: Mapping[str, Any] | None = read_json(manifest)["facts"].get("ledger") if manifest.exists() else None
-    return mark
+    checkpoints = history / "checkpoints"
+    for step in steps_in(checkpoints):
+        with suppress(Damaged, NewerFormat, OSError):
+            mark: Mapping[str, Any] | None = read_manifest(checkpoints / step_name(step))["facts"].get("ledger")
+            return mark
+    return None
 
 
 def data_of(folder: Path, ledger: Path) -> dict[str, Shards] | None:

@@ -68,8 +68,10 @@ def test_lines_that_the_newest_checkpoint_knew_of_are_missed(run: Path, capsys: 
     mark = {"bytes": sum(map(len, lines)), "chain": json.loads(lines[-1])["chain"]}
     checkpoint = history / "checkpoints" / "step-00000012"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text(json.dumps({"facts": {"ledger": mark}}))
-    (history / "checkpoints" / "latest").write_text("step-00000012\n")
+    (checkpoint / "manifest.json").write_bytes(sealed({"format": FORMAT, "facts": {"ledger": mark}}))
+    for step, spoiled in ((13, "[]"), (14, "{}"), (15, "{"), (16, '{"facts": 3}')):
+        (checkpoint.with_name(f"step-{step:08d}")).mkdir()
+        (checkpoint.with_name(f"step-{step:08d}") / "manifest.json").write_text(spoiled)
     code, text = rumpun(capsys, "ledger", "verify", run)
     assert (code, "nothing is missing that the newest checkpoint knew of" in text) == (0, True)
     (history / "ledger.jsonl").write_bytes(b"".join(lines[:-2]))
