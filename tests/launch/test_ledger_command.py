@@ -13,6 +13,7 @@ from data_prep.shards import Shards, ShardWriter
 from launch.cli import main
 from tests.train.ledger_fixture import BATCH, Training, read, write
 from train.cursor import GlobalOrder, Source
+from train.history.manifest import FORMAT, sealed
 
 
 def rumpun(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
