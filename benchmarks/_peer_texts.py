@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import read_jsonl
-from data_prep.pairs import pair_row
+from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import ShardWriter
 from data_prep.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer

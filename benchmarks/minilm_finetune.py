@@ -27,7 +27,7 @@ from _turns import Arena, Block, Job, Spread, as_json, best, label, largest_diff
 
 from data_prep.evaluation_sets import EvaluationSet, load_set
 from data_prep.files import read_json, write_json
-from data_prep.pairs import PairsConfig, import_pairs
+from data_prep.pairs.files import PairsConfig, import_pairs
 from data_prep.progress import Progress
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.embed import Embedder
+    from data_prep.embed.embedder import Embedder
     from data_prep.progress import Progress
 
 BM25_K1 = 1.2
@@ -141,7 +141,7 @@ class DenseRanker:
         self, documents: Sequence[str], queries: Sequence[str], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See `Ranker.rank`. Raises `UserError` naming system and text where an embedding is not finite."""
-        from data_prep.neighbors import top_k
+        from data_prep.neighbors.search import top_k
 
         # Sets often ask the same documents: those of the set before are embedded once.
         if self._last is None or self._last[0] != list(documents):
@@ -169,7 +169,7 @@ class SentenceTransformerEmbedder:
     def __init__(self, model: str, *, max_length: int | None = None, batch_size: int = 32) -> None:
         from sentence_transformers import SentenceTransformer
 
-        from data_prep.embed import model_path
+        from data_prep.embed.teacher import model_path
 
         self.name = model.removeprefix(PACKAGE_PREFIX)
         place = Path(model_path(model)).expanduser()

@@ -88,7 +88,7 @@ def _check(name: str, folder: Path) -> None:
 
 
 def _teacher(folder: Path) -> Ranker:
-    from data_prep.embed import load_teacher
+    from data_prep.embed.teacher import load_teacher
 
     return DenseRanker(load_teacher(folder), name="teacher")
 

@@ -184,13 +184,13 @@ class Plan:
         return found
 
     def _generate(self, out: Path, progress: Progress) -> Counts:
-        from data_prep.demo import generate_demo
+        from data_prep.demo.generate import generate_demo
 
         assert self.recipe.generate is not None
         return generate_demo(self.recipe.generate, out=out, seed=self.recipe.seed, progress=progress)
 
     def _corpus(self, out: Path, progress: Progress) -> Counts:
-        from data_prep.corpus import build_corpus
+        from data_prep.corpus.build import build_corpus
 
         counts = build_corpus(self.filled(self.recipe.corpus), evaluation_sets=self.sets(), out=out, progress=progress)
         if counts["kept"] < self.recipe.launch.nproc:
@@ -215,13 +215,13 @@ class Plan:
         )  # fmt: skip
 
     def _pairs(self, out: Path, progress: Progress) -> Counts:
-        from data_prep.pairs import import_pairs
+        from data_prep.pairs.files import import_pairs
 
         assert self.recipe.pairs is not None
         return import_pairs(self.filled(self.recipe.pairs), evaluation_sets=self.sets(), out=out, progress=progress)
 
     def _mine(self, out: Path, progress: Progress) -> Counts:
-        from data_prep.mine import mine_pairs
+        from data_prep.mine.mine import mine_pairs
 
         assert self.recipe.mine is not None
         return mine_pairs(
@@ -229,7 +229,7 @@ class Plan:
         )
 
     def _synth(self, out: Path, progress: Progress) -> Counts:
-        from data_prep.synthesize import synthesize_pairs
+        from data_prep.synth.synthesize import synthesize_pairs
 
         assert self.recipe.synth is not None
         return synthesize_pairs(

@@ -21,12 +21,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_prep.config import Section
-from data_prep.corpus import CorpusConfig
-from data_prep.demo import GenerateConfig
+from data_prep.corpus.build import CorpusConfig
+from data_prep.demo.generate import GenerateConfig
 from data_prep.errors import UserError
-from data_prep.mine import MineConfig
-from data_prep.pairs import PairsConfig
-from data_prep.synthesize import SynthConfig
+from data_prep.mine.mine import MineConfig
+from data_prep.pairs.files import PairsConfig
+from data_prep.synth.synthesize import SynthConfig
 from data_prep.tokenizer import TokenizerConfig
 from data_prep.tokens import TokensConfig
 from eval.retrieval import EvalConfig

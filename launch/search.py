@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.embed import Embedder
+    from data_prep.embed.embedder import Embedder
     from launch.display import TerminalProgress
 
 # Where a model may lie below a folder that was given, and the file that shows it.
@@ -76,7 +76,7 @@ def load_model(model: str) -> Embedder:
     """Load any model by name or folder. Raises `UserError` naming every place that was looked at."""
     from transformers.utils.logging import disable_progress_bar
 
-    from data_prep.embed import TeacherConfig, fit_teacher
+    from data_prep.embed.teacher import TeacherConfig, fit_teacher
     from data_prep.progress import Progress
 
     disable_progress_bar()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.dedup import evaluation_keys, text_key
+from data_prep.corpus.keys import evaluation_keys, text_key
 from data_prep.errors import UserError
 from data_prep.evaluation_sets import find_sets, load_set
 

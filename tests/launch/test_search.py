@@ -81,7 +81,7 @@ def test_end_of_input_ends_and_more_than_there_is_gives_all(texts: Path, repo: P
 
 @needs_model
 def test_the_folder_of_a_run_finds_its_export(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from data_prep.embed import model_path
+    from data_prep.embed.teacher import model_path
 
     run = tmp_path / "runs" / "demo"
     (run / "export").mkdir(parents=True)

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.files import content_id, read_json
-from data_prep.pairs import pair_row
+from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
 from train.encoder import EncoderConfig

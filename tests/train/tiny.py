@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from data_prep.pairs import pair_row
+from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import ShardWriter
 from data_prep.tokenizer import TokenizerConfig, train_tokenizer

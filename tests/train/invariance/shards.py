@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny import sentence
 
-from data_prep.pairs import pair_row
+from data_prep.pairs.row import pair_row
 from data_prep.shards import ShardWriter
 
 ROW_TOKENS = 40

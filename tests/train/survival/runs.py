@@ -18,7 +18,7 @@ from survival.ranks import Result, Zygote
 from tiny import make_world, sentence
 
 from data_prep.files import sha256_file
-from data_prep.pairs import pair_row
+from data_prep.pairs.row import pair_row
 from data_prep.shards import ShardWriter
 from train.history.proof import Proof
 from train.history.verify import verify

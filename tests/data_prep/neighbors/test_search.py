@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_prep.embed import unit_rows
+from data_prep.embed.embedder import unit_rows
 from data_prep.errors import UserError
-from data_prep.neighbors import top_k
+from data_prep.neighbors.search import top_k
 
 
 def _unit(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_prep.demo_lexicon import Lexicon
+from data_prep.demo.lexicon import Lexicon
 
 SLOTS = ("S", "P", "C", "A", "R", "L", "T", "G")
 

@@ -7,17 +7,18 @@ imported pair has a query and a positive that differ, and no text of it is a tex
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from data_prep.config import Section
-from data_prep.corpus import text_cleaner
-from data_prep.dedup import evaluation_keys, text_key
+from data_prep.corpus.keys import evaluation_keys, text_key
+from data_prep.corpus.repair import text_cleaner
 from data_prep.errors import UserError
-from data_prep.files import content_id, expand, read_jsonl
+from data_prep.files import expand, read_jsonl
+from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import ShardWriter
 
@@ -35,48 +36,6 @@ class PairsConfig(Section):
     """Keep at most this many pairs of each file (the first ones), so that one source does not drown the rest."""
     max_negatives: Annotated[int, Field(ge=0)] = 15
     """Keep at most this many negatives a pair (the first ones); the published mined sets hold up to 15."""
-
-
-def pair_row(
-    query: str,
-    positives: Sequence[str],
-    negatives: Sequence[str],
-    source: str,
-    language: str,
-    positive_scores: Sequence[float] | None = None,
-    negative_scores: Sequence[float] | None = None,
-    *,
-    query_document: str | None = None,
-    positive_documents: Sequence[str] | None = None,
-    negative_documents: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """One row of a pair shard; ids are content hashes.
-
-    Scores and documents (the corpus ids that the texts come from), where given, align with the texts.
-    """
-    for texts, more in (
-        (positives, positive_scores),
-        (negatives, negative_scores),
-        (positives, positive_documents),
-        (negatives, negative_documents),
-    ):
-        if more is not None and len(texts) != len(more):
-            raise ValueError(f"{len(texts)} texts with {len(more)} scores or documents")
-    return {
-        "query": query,
-        "positives": list(positives),
-        "negatives": list(negatives),
-        "source": source,
-        "language": language,
-        "query_id": content_id(query),
-        "positive_ids": [content_id(text) for text in positives],
-        "negative_ids": [content_id(text) for text in negatives],
-        "positive_scores": None if positive_scores is None else list(positive_scores),
-        "negative_scores": None if negative_scores is None else list(negative_scores),
-        "query_document": query_document,
-        "positive_documents": None if positive_documents is None else list(positive_documents),
-        "negative_documents": None if negative_documents is None else list(negative_documents),
-    }
 
 
 def import_pairs(

@@ -1,7 +1,7 @@
 """Documents → question–passage pairs, offline: by rules alone, no model and no network.
 
 Invariant: a pair's passage never contains its query, its source is `synth:STYLE`, and what is drawn for a document
-depends on the seed and the document's id. The rules are in `synth_rules`.
+depends on the seed and the document's id. The rules are in `rules.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from data_prep.config import Section
-from data_prep.dedup import text_key
+from data_prep.corpus.keys import text_key
 from data_prep.errors import UserError
-from data_prep.pairs import pair_row
+from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
-from data_prep.synth_rules import STYLES, Parts, candidates, contains, cut_words, split_document, words
+from data_prep.synth.rules import STYLES, Parts, candidates, contains, cut_words, split_document, words
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

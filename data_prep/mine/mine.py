@@ -1,7 +1,7 @@
 """Documents → pairs with hard negatives, from a teacher's neighbours.
 
 Invariant: a negative always scores clearly below the query's worst positive (`negative_max_ratio`), is no near copy of
-a positive, and is never the text of the query or of a positive (the rules are in `mine_rules`). The same documents and
+a positive, and is never the text of the query or of a positive (the rules are in `rules.py`). The same documents and
 seed give the same pairs. `audit.json` tells what each rule took away, with score histograms and examples.
 """
 
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from data_prep.config import Section
-from data_prep.dedup import text_key
-from data_prep.embed import Embedder, TeacherConfig, fit_teacher
+from data_prep.corpus.keys import text_key
+from data_prep.embed.embedder import Embedder
+from data_prep.embed.teacher import TeacherConfig, fit_teacher
 from data_prep.errors import UserError
-from data_prep.mine_audit import Audit
-from data_prep.mine_rules import Corpus, Selection
-from data_prep.neighbors import Backend, top_k
+from data_prep.mine.audit import Audit
+from data_prep.mine.rules import Corpus, Selection
+from data_prep.neighbors.search import Backend, top_k
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.embed import Role, TeacherConfig
+    from data_prep.embed.embedder import Role
+    from data_prep.embed.teacher import TeacherConfig
 
 _BATCH = 2048
 _PLACES = 4
@@ -140,7 +141,7 @@ class TfidfEmbedder:
         import numpy as np
         from scipy.sparse import issparse
 
-        from data_prep.embed import unit_rows
+        from data_prep.embed.embedder import unit_rows
 
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         if progress:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from data_prep.errors import UserError
 from data_prep.progress import Progress
 from data_prep.shards import Shards
-from data_prep.synth_rules import cloze, contains, cut_words, keywords, split_document
-from data_prep.synthesize import SynthConfig, synthesize_pairs
+from data_prep.synth.rules import cloze, contains, cut_words, keywords, split_document
+from data_prep.synth.synthesize import SynthConfig, synthesize_pairs
 
 ARTICLE = (
     "Khasiat daun ketum\nDaun ini tumbuh liar di utara semenanjung. Orang kampung merebusnya untuk demam.\n"

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from data_prep.embed import Embedder, TeacherConfig, fit_teacher, load_teacher, model_path, unit_rows
+from data_prep.embed.embedder import Embedder, unit_rows
+from data_prep.embed.teacher import TeacherConfig, fit_teacher, load_teacher, model_path
 from data_prep.errors import UserError
 from data_prep.progress import Progress
 

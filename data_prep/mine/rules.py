@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_prep.dedup import text_key
-from data_prep.pairs import pair_row
+from data_prep.corpus.keys import text_key
+from data_prep.pairs.row import pair_row
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.mine import MineConfig
+    from data_prep.mine.mine import MineConfig
 
 
 @dataclass

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from data_prep.dedup import text_key
-from data_prep.embed import TeacherConfig, load_teacher
+from data_prep.corpus.keys import text_key
+from data_prep.embed.teacher import TeacherConfig, load_teacher
 from data_prep.errors import UserError
-from data_prep.mine import MineConfig, mine_pairs
+from data_prep.mine.mine import MineConfig, mine_pairs
 from data_prep.progress import Progress
 from data_prep.shards import Shards
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.demo_facts import Fact
-    from data_prep.demo_lexicon import Lexicon, Register
-    from data_prep.demo_text import Voice, Writer
+    from data_prep.demo.facts import Fact
+    from data_prep.demo.lexicon import Lexicon, Register
+    from data_prep.demo.text import Voice, Writer
 
 QUESTION_MARKS: dict[str, tuple[str, ...]] = {
     "formal": ("Soalan:",),
@@ -121,8 +121,8 @@ def _training_rows(
     lexicon: Lexicon, pairs: list[tuple[int, int, int]], count: int, rng: np.random.Generator
 ) -> dict[str, list[dict[str, str]]]:
     """Training documents by kind, as rows of `corpora/`."""
-    from data_prep.demo_facts import draw_fact
-    from data_prep.demo_text import Writer
+    from data_prep.demo.facts import draw_fact
+    from data_prep.demo.text import Writer
 
     writer = Writer(lexicon, "train", rng)
     rows: dict[str, list[dict[str, str]]] = {kind: [] for kind in KINDS}
@@ -143,7 +143,7 @@ def _relevant(facts: NDArray[np.int64], fact: Fact, asked: tuple[str, ...]) -> l
     """Rows of `facts` (topic, then the slots) that have the topic and, in every asked slot, the concept of `fact`."""
     import numpy as np
 
-    from data_prep.demo_facts import SLOTS
+    from data_prep.demo.facts import SLOTS
 
     columns = [0, *(1 + SLOTS.index(slot) for slot in asked)]
     wanted = np.array([fact.topic, *(fact[slot] for slot in asked)])
@@ -154,7 +154,7 @@ class _Examiner:
     """Builds the evaluation: one document a fact, and questions about some of them."""
 
     def __init__(self, lexicon: Lexicon, pairs: list[tuple[int, int, int]], rng: np.random.Generator) -> None:
-        from data_prep.demo_text import Writer
+        from data_prep.demo.text import Writer
 
         self._lexicon, self._pairs, self._rng = lexicon, pairs, rng
         self._writer = Writer(lexicon, "eval", rng)
@@ -171,14 +171,14 @@ class _Examiner:
 
     def voice(self) -> Voice:
         """Who asks."""
-        from data_prep.demo_text import VOICES
+        from data_prep.demo.text import VOICES
 
         return VOICES[int(self._rng.integers(len(VOICES)))]
 
     def question(self) -> tuple[Fact, Voice, str]:
         """A held-out fact, who asks about it, and the question; adds the fact and a near miss to the corpus."""
-        from data_prep.demo_facts import draw_fact, near_miss
-        from data_prep.demo_text import slots_of
+        from data_prep.demo.facts import draw_fact, near_miss
+        from data_prep.demo.text import slots_of
 
         fact, asker = draw_fact(self._lexicon, self._pairs, self._rng), self.voice()
         templates = self._writer.templates(asker, "question")
@@ -192,7 +192,7 @@ class _Examiner:
 
     def fill(self, documents: int) -> None:
         """Add other held-out facts up to `documents`, then shuffle, so that an answer's place says nothing."""
-        from data_prep.demo_facts import draw_fact
+        from data_prep.demo.facts import draw_fact
 
         while len(self.facts) < documents:
             self.add(draw_fact(self._lexicon, self._pairs, self._rng), _other(self.voice(), self._rng))
@@ -212,7 +212,7 @@ class _Examiner:
 
     def passage(self, fact: Fact) -> tuple[str, tuple[str, ...]]:
         """The event and its cause in English, and the slots that the text names."""
-        from data_prep.demo_text import slots_of
+        from data_prep.demo.text import slots_of
 
         chosen = [self._writer.templates("english", role) for role in ("event", "cause")]
         template = " ".join(options[int(self._rng.integers(len(options)))] for options in chosen)
@@ -242,9 +242,9 @@ def generate_demo(config: GenerateConfig, *, out: Path, seed: int, progress: Pro
     """
     import numpy as np
 
-    from data_prep.demo_facts import held_out_pairs, training_pairs
-    from data_prep.demo_lexicon import load_lexicon
-    from data_prep.demo_text import slots_of
+    from data_prep.demo.facts import held_out_pairs, training_pairs
+    from data_prep.demo.lexicon import load_lexicon
+    from data_prep.demo.text import slots_of
 
     for name, share in (("evaluation_queries", 2), ("translation_queries", 3)):
         queries = getattr(config, name)

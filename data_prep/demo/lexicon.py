@@ -2,7 +2,7 @@
 
 Invariant: a concept has at least one variant in each of the three registers, and every variant of a row means the same.
 Sentence templates come in two sets that share no template, one for training text and one for evaluation text. The rows
-live in `demo_data/*.toml`, written for this project; nothing in them was taken from other text.
+live in `data/*.toml`, written for this project; nothing in them was taken from other text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Register = Literal["formal", "colloquial", "english"]
 REGISTERS: tuple[Register, ...] = ("formal", "colloquial", "english")
 Split = Literal["train", "eval"]
 ROLES = ("title", "question", "event", "cause", "advice", "filler")
-FOLDER = Path(__file__).parent / "demo_data"
+FOLDER = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _read(name: str) -> dict[str, Any]:
 
 @cache
 def load_lexicon() -> Lexicon:
-    """Read `demo_data/*.toml`. About 40 ms; the result is shared and must not be changed."""
+    """Read `data/*.toml`. About 40 ms; the result is shared and must not be changed."""
     topics = []
     for path in sorted(FOLDER.glob("*.toml")):
         if path.stem == "shared" or path.stem.startswith("templates_"):

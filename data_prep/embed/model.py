@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data_prep.embed import model_path, unit_rows
+from data_prep.embed.embedder import unit_rows
+from data_prep.embed.teacher import model_path
 from data_prep.errors import UserError
 from data_prep.progress import Progress
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.embed import Role, TeacherConfig
+    from data_prep.embed.embedder import Role
+    from data_prep.embed.teacher import TeacherConfig
 
 _CALL_BATCHES = 16
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from data_prep.corpus import CorpusConfig, build_corpus, text_cleaner
-from data_prep.dedup import text_key
+from data_prep.corpus.build import CorpusConfig, build_corpus
+from data_prep.corpus.keys import text_key
+from data_prep.corpus.repair import text_cleaner
 from data_prep.errors import UserError
 from data_prep.files import content_id
 from data_prep.progress import Progress

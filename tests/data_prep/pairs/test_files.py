@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from data_prep.errors import UserError
 from data_prep.files import content_id
-from data_prep.pairs import PairsConfig, import_pairs, pair_row
+from data_prep.pairs.files import PairsConfig, import_pairs
+from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import Shards
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.demo import KINDS, QUESTION_MARKS, GenerateConfig, generate_demo
-from data_prep.demo_facts import SLOTS, held_out_pairs, training_pairs
-from data_prep.demo_lexicon import REGISTERS, ROLES, load_lexicon
-from data_prep.demo_text import VOICES, slots_of
+from data_prep.demo.facts import SLOTS, held_out_pairs, training_pairs
+from data_prep.demo.generate import KINDS, QUESTION_MARKS, GenerateConfig, generate_demo
+from data_prep.demo.lexicon import REGISTERS, ROLES, load_lexicon
+from data_prep.demo.text import VOICES, slots_of
 from data_prep.errors import UserError
 from data_prep.evaluation_sets import load_set
 from data_prep.progress import Progress

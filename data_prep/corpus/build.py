@@ -6,27 +6,21 @@ text of an evaluation set. Files are read in sorted order and one line at a time
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from data_prep.config import Section
-from data_prep.dedup import evaluation_keys, text_key
+from data_prep.corpus.keys import evaluation_keys, text_key
+from data_prep.corpus.repair import text_cleaner
 from data_prep.errors import UserError
 from data_prep.files import content_id, expand, read_jsonl, read_lines
 from data_prep.progress import Progress
 from data_prep.shards import ShardWriter
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
-
-# Invisible characters that survive repair: zero-width space, soft hyphen, word joiner, byte order mark, and the
-# marks of writing direction. The joiners U+200C and U+200D stay: Tamil and emoji need them.
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_SPACES = re.compile(r"[^\S\n]+")
-_LINE_EDGES = re.compile(r" ?\n ?")
 
 
 class CorpusConfig(Section):
@@ -40,25 +34,6 @@ class CorpusConfig(Section):
     """Documents with fewer characters are dropped: below about four words a text teaches nothing."""
     max_documents_per_file: Annotated[int, Field(ge=1)] | None = None
     """Keep at most this many documents of each file (the first ones); none keeps all."""
-
-
-def text_cleaner() -> Callable[[str], str]:
-    """The repair that every text goes through.
-
-    Mojibake and lone surrogates are mended (ftfy), NFC, control and invisible characters removed, runs of spaces made
-    one; line breaks, quotes and full-width punctuation (which Chinese needs) stay.
-    """
-    import ftfy
-
-    config = ftfy.TextFixerConfig(
-        uncurl_quotes=False, fix_character_width=False, fix_latin_ligatures=False, normalization="NFC", explain=False
-    )
-
-    def clean(text: str) -> str:
-        repaired = _INVISIBLE.sub("", ftfy.fix_text(text, config))
-        return _LINE_EDGES.sub("\n", _SPACES.sub(" ", repaired)).strip()
-
-    return clean
 
 
 def _stem(path: Path) -> str:

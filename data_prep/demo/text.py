@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.demo_facts import Fact
-from data_prep.demo_lexicon import Lexicon, Register, Split
+from data_prep.demo.facts import Fact
+from data_prep.demo.lexicon import Lexicon, Register, Split
 
 Voice = Literal["formal", "colloquial", "english", "mixed"]
 VOICES: tuple[Voice, ...] = ("formal", "colloquial", "english", "mixed")

@@ -8,38 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from data_prep.config import Section
+from data_prep.embed.embedder import Embedder
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from data_prep.progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
-Role = Literal["query", "passage"]
 _PACKAGE = "package:"
-
-
-@runtime_checkable
-class Embedder(Protocol):
-    """Anything that embeds text: a teacher, a baseline, the trained model.
-
-    Attributes:
-        name: what tables call it.
-        dimension: length of a vector.
-    """
-
-    name: str
-    dimension: int
-
-    def embed(self, texts: Sequence[str], *, role: Role, progress: Progress | None = None) -> NDArray[np.float32]:
-        """[len(texts), dimension], rows L2-normalised (an all-zero row stays zero)."""
-        ...
 
 
 class TeacherConfig(Section):
@@ -92,7 +74,7 @@ def fit_teacher(config: TeacherConfig, texts: Sequence[str], *, out: Path, seed:
     """
     out.mkdir(parents=True, exist_ok=True)
     if config.kind == "tfidf":
-        from data_prep.embed_tfidf import fit
+        from data_prep.embed.tfidf import fit
 
         fit(config, texts, out=out, seed=seed, progress=progress)
     write_json(out / "teacher.json", config.model_dump())
@@ -109,10 +91,10 @@ def load_teacher(folder: Path) -> Embedder:
             str(path), f"is no teacher of this rumpun ({error.error_count()} fields)", "mine again"
         ) from error
     if config.kind == "tfidf":
-        from data_prep.embed_tfidf import load
+        from data_prep.embed.tfidf import load
 
         return load(config, folder)
-    from data_prep.embed_model import SentenceTransformersEmbedder
+    from data_prep.embed.model import SentenceTransformersEmbedder
 
     return SentenceTransformersEmbedder(config)
 
@@ -141,13 +123,3 @@ def model_path(name: str) -> str:
     raise UserError(
         f"model {name!r}", "the package carries no sentence-transformers model (no modules.json)", "name another"
     )
-
-
-def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The rows divided by their L2 norm (taken in float64); an all-zero row stays zero."""
-    import numpy as np
-
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    norms[norms == 0] = 1.0
-    unit: NDArray[np.float32] = (vectors / norms[:, None]).astype(np.float32)
-    return unit

@@ -1,0 +1,1 @@
+"""Raw text → cleaned, distinct documents that no evaluation set holds."""

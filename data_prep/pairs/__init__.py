@@ -1,0 +1,1 @@
+"""Pair rows, and labelled pairs from files."""

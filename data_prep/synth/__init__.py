@@ -1,0 +1,1 @@
+"""Documents → question–passage pairs."""
