@@ -19,15 +19,18 @@ from data_prep.files import disk_errors, read_json, sha256_file, write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Kind = Literal["documents", "pairs", "tokens"]
+_ROW_GROUP = 4096
+"""Rows that are decompressed together: what a reader that streams holds in memory."""
 KINDS: tuple[Kind, ...] = ("documents", "pairs", "tokens")
 
 
 def schema_of(kind: Kind) -> pa.Schema:
     """The Arrow schema of a kind of shard.
 
-    documents: one cleaned text a row. pairs: a query with its positives and negatives; the ids are content hashes of
+    documents: one cleaned text a row; `document` names the document that it is a part or a rendering of (null: itself
+    alone). pairs: a query with its positives and negatives; the ids are content hashes of
     the texts and drive deduplication and false-negative masks, the documents are the corpus ids that the texts come
     from (null where unknown). tokens: rows of a fixed number of `input_ids`; `document_starts` are the offsets inside
     the row at which a document (or the rest of one) begins, the first is 0; `source` is null in rows of several
@@ -37,7 +40,7 @@ def schema_of(kind: Kind) -> pa.Schema:
 
     text, texts, scores = pa.string(), pa.list_(pa.string()), pa.list_(pa.float32())
     fields: dict[Kind, list[tuple[str, pa.DataType]]] = {
-        "documents": [("id", text), ("text", text), ("source", text), ("language", text)],
+        "documents": [("id", text), ("text", text), ("source", text), ("language", text), ("document", text)],
         "pairs": [
             ("query", text),
             ("positives", texts),
@@ -95,7 +98,7 @@ class ShardWriter:
         table = pa.Table.from_pylist(self._buffer, schema=self._schema)
         with disk_errors(path):
             try:
-                pq.write_table(table, path, compression="zstd")
+                pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP)
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
@@ -189,8 +192,12 @@ class Shards:
         return self._table
 
     def column(self, name: str) -> list[Any]:
-        """One column as a Python list of length `rows`."""
-        values: list[Any] = self.table().column(name).to_pylist()
+        """One column as a Python list of length `rows`; the others are not read."""
+        import pyarrow.parquet as pq
+
+        values: list[Any] = []
+        for file in self._files:
+            values += pq.read_table(self.folder / file["name"], columns=[name]).column(0).to_pylist()
         return values
 
     def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -201,5 +208,10 @@ class Shards:
         return picked
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.table().to_batches():
-            yield from batch.to_pylist()
+        """Rows in order; memory holds one row group at a time, however large the folder is."""
+        import pyarrow.parquet as pq
+
+        for file in self._files:
+            with pq.ParquetFile(self.folder / file["name"]) as parquet:
+                for batch in parquet.iter_batches(batch_size=_ROW_GROUP):
+                    yield from batch.to_pylist()

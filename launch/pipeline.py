@@ -18,7 +18,7 @@ from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from data_prep.shards import SCHEMA_VERSION
-from launch.stages import RECORD, Counts, Stage
+from launch.stages import RECORD, SCRATCH, Counts, Stage
 
 if TYPE_CHECKING:
     from data_prep.progress import Progress
@@ -101,6 +101,14 @@ class Plan:
     def pair_folder(self, source: str) -> Path:
         """The pair shards of a source."""
         return self.run / source / "pairs" if source == "mine" else self.run / source
+
+    def scratch(self, stage: str) -> Path:
+        """Where a stage keeps finished parts until it is whole; made and removed by the workshop."""
+        return (self.run / SCRATCH / stage).resolve()
+
+    def cache(self, what: str) -> Path:
+        """What stages of this run may find again after a rebuild: embeddings, answers of endpoints. Safe to delete."""
+        return (self.run / "cache" / what).resolve()
 
     def probe_source(self) -> Literal["pairs", "mine", "synth"]:
         """The source whose pairs the probe asks: the named one, or the first that is on."""

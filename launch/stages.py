@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from data_prep.progress import Progress
 
 RECORD = "stage.json"
+SCRATCH = "work"
+"""Folder of a run in which stages keep finished parts until they are whole."""
+_OWNER = "key"
 Counts = Mapping[str, int | float]
 
 
@@ -103,6 +106,10 @@ class Workshop:
     def __init__(self, run: Path) -> None:
         self.run = run
         self._building, self._trash = run / ".building", run / ".trash"
+
+    def scratch(self, name: str) -> Path:
+        """Where a stage keeps what it has finished so far: outlives a crash, goes when the stage is committed."""
+        return self.run / SCRATCH / name
 
     def folder(self, name: str) -> Path:
         """Where a stage's finished output lies."""
@@ -208,6 +215,7 @@ class Workshop:
         shutil.rmtree(beside, ignore_errors=True)
         with disk_errors(beside):
             beside.mkdir(parents=True)
+        scratch = self._claim_scratch(stage.name, verdict.key)
         started, started_at, work_before = time.perf_counter(), datetime.now(UTC), dict(progress.work_s)
         try:
             with disk_errors(beside):
@@ -235,11 +243,26 @@ class Workshop:
             }
             write_json(beside / RECORD, record)
             self._commit(stage.name, beside)
+            shutil.rmtree(scratch, ignore_errors=True)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-            with suppress(OSError):
-                self._building.rmdir()
+            if scratch.exists() and [p.name for p in scratch.iterdir()] == [_OWNER]:
+                shutil.rmtree(scratch, ignore_errors=True)
+            for folder in (self._building, scratch.parent):
+                with suppress(OSError):
+                    folder.rmdir()
         return record
+
+    def _claim_scratch(self, name: str, key: str) -> Path:
+        """The stage's scratch folder; what another input or config left in it is removed."""
+        scratch = self.scratch(name)
+        owner = scratch / _OWNER
+        if scratch.exists() and (not owner.exists() or owner.read_text() != key):
+            shutil.rmtree(scratch, ignore_errors=True)
+        with disk_errors(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            owner.write_text(key)
+        return scratch
 
     def _inventory(self, folder: Path, volatile: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         files: dict[str, dict[str, Any]] = {}

@@ -138,3 +138,31 @@ def test_following_and_leading(source: Path) -> None:
     stages = graph(source)
     assert following(stages, "double") == {"double", "shout"}
     assert leading(stages, "shout") == {"read", "double", "shout"}
+
+
+def test_scratch_outlives_a_failure_and_serves_only_the_same_key(source: Path) -> None:
+    run = source.parent / "run"
+    workshop = Workshop(run)
+    seen: list[list[str]] = []
+
+    def stage(config: dict, *, fail: bool) -> Stage:
+        def build(out: Path, progress: Progress) -> dict[str, int]:
+            scratch = workshop.scratch("slow")
+            seen.append(sorted(p.name for p in scratch.iterdir() if p.name != "key"))
+            (scratch / "part-1").write_text("done")
+            if fail:
+                raise RuntimeError("killed")
+            (out / "text").write_text("whole")
+            return {}
+
+        return Stage("slow", 1, (), config, build)
+
+    for config, fail in (({"a": 1}, True), ({"a": 1}, True), ({"a": 2}, True), ({"a": 2}, False)):
+        made = stage(config, fail=fail)
+        if fail:
+            with pytest.raises(RuntimeError):
+                workshop.build(made, workshop.judge(made), Progress())
+        else:
+            workshop.build(made, workshop.judge(made), Progress())
+    assert seen == [[], ["part-1"], [], ["part-1"]]
+    assert sorted(p.name for p in run.iterdir()) == ["slow"]  # nothing is left beside the finished stage
