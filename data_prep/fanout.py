@@ -62,7 +62,7 @@ def finished(record: Path) -> Result | None:
     if not record.exists():
         return None
     told: dict[str, Any] = read_json(record)
-    return told["result"] if "result" in told else None
+    return told.get("result")
 
 
 def run_part(function: str, part: Part, record: Path) -> None:
