@@ -30,6 +30,7 @@ from data_prep.synth.synthesize import SynthConfig
 from data_prep.tokenizer import TokenizerConfig
 from data_prep.tokens import TokensConfig
 from eval.retrieval import EvalConfig
+from launch.fanout import FanoutConfig
 from train.backbone import BaseConfig
 from train.encoder import EncoderConfig
 from train.export import ExportConfig
@@ -90,6 +91,7 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     launch: LaunchConfig = LaunchConfig()
+    fanout: FanoutConfig = FanoutConfig()
 
     @model_validator(mode="after")
     def _tables_agree(self) -> Recipe:

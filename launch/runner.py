@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, read_json, write_atomically, write_json
+from launch.binding import PLACEHOLDER
 from launch.lock import RunLock
-from launch.pipeline import PLACEHOLDER, STAGES, Plan
+from launch.pipeline import STAGES, Plan
 from launch.stages import Stage, Workshop, following, leading
 
 if TYPE_CHECKING:

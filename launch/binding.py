@@ -1,0 +1,117 @@
+"""A recipe bound to a run folder and a data folder: which files and folders its tables mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from data_prep.config import Section
+from data_prep.errors import UserError
+from launch.fanout import make_fanout
+from launch.stages import SCRATCH
+
+if TYPE_CHECKING:
+    from data_prep.fanout import Fanout
+    from launch.recipe import Recipe
+
+PLACEHOLDER = "{data}"
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A recipe bound to a run folder and a data folder.
+
+    Attributes:
+        data: what `{data}` stands for, None where neither --data nor [generate] gives one.
+        fresh: whether training phases start over beside an unfinished history.
+        deadline: seconds since the epoch after which training saves and stops, None for no limit.
+    """
+
+    recipe: Recipe
+    run: Path
+    data: Path | None
+    fresh: bool = False
+    deadline: float | None = None
+
+    def _fill(self, value: Any) -> Any:
+        """Replace `{data}` in every string of a JSON value."""
+        if isinstance(value, str) and PLACEHOLDER in value:
+            if self.data is None:
+                raise UserError(
+                    f"path {value!r}", f"{PLACEHOLDER} stands for a data folder, and none was given", "add --data PATH"
+                )
+            return value.replace(PLACEHOLDER, str(self.data))
+        if isinstance(value, list):
+            return [self._fill(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self._fill(v) for k, v in value.items()}
+        return value
+
+    def filled(self, section: AnySection) -> AnySection:
+        """The section with `{data}` replaced."""
+        return type(section).model_validate(self._fill(section.model_dump()))
+
+    def made_here(self, patterns: list[str]) -> bool:
+        """Whether the patterns name data that the run generates itself."""
+        return self.recipe.generate is not None and any(PLACEHOLDER in p for p in patterns)
+
+    def outside(self, patterns: list[str], what: str) -> list[Path]:
+        """Files from outside the run that the patterns name; a made corpus counts as the generate stage instead."""
+        from data_prep.files import expand
+
+        return [] if self.made_here(patterns) else expand(self._fill(patterns), what=what)
+
+    def set_files(self) -> list[Path]:
+        """Files of the evaluation sets that come from outside the run."""
+        patterns = self.recipe.eval.sets
+        if self.made_here(patterns):
+            return []
+        return [f for folder in self.sets() for f in sorted(folder.iterdir()) if f.suffix in (".gz", ".jsonl", ".tsv")]
+
+    def sets(self) -> list[Path]:
+        """The folders of the evaluation sets."""
+        from data_prep.evaluation_sets import find_sets
+
+        return find_sets(self._fill(self.recipe.eval.sets))
+
+    def base_files(self) -> list[Path]:
+        """Files of a base that is a local folder."""
+        model = self.recipe.base.model
+        folder = Path(model).expanduser() if model else None
+        if folder is None or not folder.is_dir():
+            return []
+        return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".model"))
+
+    def pair_folder(self, source: str) -> Path:
+        """The pair shards of a source."""
+        return self.run / source / "pairs" if source == "mine" else self.run / source
+
+    def scratch(self, stage: str) -> Path:
+        """Where a stage keeps finished parts until it is whole; made and removed by the workshop."""
+        return (self.run / SCRATCH / stage).resolve()
+
+    def cache(self, what: str) -> Path:
+        """What stages of this run may find again after a rebuild: embeddings, answers of endpoints. Safe to delete."""
+        return (self.run / "cache" / what).resolve()
+
+    @cached_property
+    def fanout(self) -> Fanout:
+        """Who computes the parts of data stages."""
+        return make_fanout(self.recipe.fanout)
+
+    def probe_source(self) -> Literal["pairs", "mine", "synth"]:
+        """The source whose pairs the probe asks: the named one, or the first that is on."""
+        probe = self.recipe.truncate.probe
+        if probe and probe.source:
+            return probe.source
+        order: tuple[Literal["pairs", "mine", "synth"], ...] = ("pairs", "synth", "mine")
+        return next(name for name in order if getattr(self.recipe, name))
+
+    def list_cut(self) -> list[int] | None:
+        """The kept layers where they are no prefix of the base; the probe's own depths tell of all others."""
+        layers = self.recipe.truncate.layers
+        return None if isinstance(layers, int) or layers == list(range(len(layers))) else layers
