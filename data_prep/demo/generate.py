@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -67,7 +67,7 @@ _RETOLD = 0.15
 """Share of questions whose answer is in the question's own register: a paraphrase and no translation."""
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Gzip'd JSON lines without a time stamp, so that equal rows give equal bytes."""
     data = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,14 +119,15 @@ def _speakers(kind: str, rng: np.random.Generator) -> tuple[Voice, Voice]:
 
 def _training_rows(
     lexicon: Lexicon, pairs: list[tuple[int, int, int]], count: int, rng: np.random.Generator
-) -> dict[str, list[dict[str, str]]]:
-    """Training documents by kind, as rows of `corpora/`."""
+) -> tuple[dict[str, list[dict[str, str]]], list[list[str]]]:
+    """Training documents by kind, as rows of `corpora/`; and the texts of every fact that several of them tell."""
     from data_prep.demo.facts import draw_fact
     from data_prep.demo.text import Writer
 
     writer = Writer(lexicon, "train", rng)
     rows: dict[str, list[dict[str, str]]] = {kind: [] for kind in KINDS}
     seen: set[str] = set()
+    told: dict[Fact, list[str]] = {}
     while len(seen) < count:
         fact = draw_fact(lexicon, pairs, rng)
         for _ in range(1 + int(rng.random() < _TWICE)):
@@ -136,7 +137,8 @@ def _training_rows(
             ident = f"demo-{kind}-{len(rows[kind]):06d}"
             rows[kind].append({"id": ident, "text": text, "source": f"demo_{kind}", "lang": language})
             seen.add(text)
-    return rows
+            told.setdefault(fact, []).append(text)
+    return rows, [texts for texts in told.values() if len(texts) > 1]
 
 
 def _relevant(facts: NDArray[np.int64], fact: Fact, asked: tuple[str, ...]) -> list[int]:
@@ -229,13 +231,16 @@ def _write_set(folder: Path, documents: list[dict[str, str]], queries: list[tupl
 
 
 def generate_demo(config: GenerateConfig, *, out: Path, seed: int, progress: Progress) -> dict[str, int | float]:
-    """Write `corpora/demo_KIND.jsonl.gz` and `eval_dev/demo_{questions,translation}/` under `out`.
+    """Write `corpora/demo_KIND.jsonl.gz`, `eval_dev/demo_{questions,translation}/` and `relevance/` under `out`.
+
+    `relevance/same_fact.jsonl.gz` holds, for every fact that several training documents tell, those documents: what
+    is relevant to what, known by construction. It is for judging mining, never for training.
 
     A query id begins with who asks: `formal-`, `colloquial-`, `english-` or `mixed-`. A document is relevant if its
     fact agrees with everything that the query mentions.
 
     Returns:
-        Counts: documents, topics, concepts, evaluation_documents, evaluation_queries, judgements.
+        Counts: documents, retold_facts, topics, concepts, evaluation_documents, evaluation_queries, judgements.
 
     Raises:
         UserError: more queries than the evaluation documents carry.
@@ -259,10 +264,14 @@ def generate_demo(config: GenerateConfig, *, out: Path, seed: int, progress: Pro
         lexicon = load_lexicon()
         train_rng, eval_rng, deal_rng = (np.random.default_rng([seed, stream]) for stream in range(3))
         held_out = held_out_pairs(lexicon, deal_rng)
-        rows = _training_rows(lexicon, training_pairs(lexicon, held_out), config.documents, train_rng)
+        rows, retold = _training_rows(lexicon, training_pairs(lexicon, held_out), config.documents, train_rng)
         for kind in KINDS:
             _write_jsonl(out / "corpora" / f"demo_{kind}.jsonl.gz", rows[kind])
             progress.advance(len(rows[kind]))
+        _write_jsonl(
+            out / "relevance" / "same_fact.jsonl.gz",
+            ({"query": texts[0], "positives": texts[1:], "source": "same_fact"} for texts in retold),
+        )
 
         examiner = _Examiner(lexicon, held_out, eval_rng)
         asked = [examiner.question() for _ in range(config.evaluation_queries)]
@@ -286,6 +295,7 @@ def generate_demo(config: GenerateConfig, *, out: Path, seed: int, progress: Pro
         judged += _write_set(sets / "demo_translation", [documents[number] for number in malay], passages)
     return {
         "documents": sum(len(part) for part in rows.values()),
+        "retold_facts": len(retold),
         "topics": len(lexicon.topics),
         "concepts": sum(len(words) for topic in lexicon.topics for words in topic.slots.values())
         + sum(len(words) for words in lexicon.shared.values()),

@@ -88,6 +88,15 @@ def test_counts_and_layout(made: Path, tmp_path: Path) -> None:
             assert row["lang"] in ("ms", "en")
 
 
+def test_retold_facts_are_documents_of_the_corpus(made: Path) -> None:
+    texts = set(training_texts(made))
+    retold = rows(made / "relevance" / "same_fact.jsonl.gz")
+    assert len(retold) > 100
+    told = [text for row in retold for text in (row["query"], *row["positives"])]
+    assert set(told) <= texts and len(told) == len(set(told))  # a document tells one fact
+    assert all(row["positives"] for row in retold)
+
+
 def test_title_question_and_answer_lines(made: Path) -> None:
     marks = tuple(mark for group in QUESTION_MARKS.values() for mark in group)
     for kind in KINDS:
