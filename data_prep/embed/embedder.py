@@ -1,4 +1,4 @@
-"""What an embedder is, and unit vectors."""
+"""What an embedder is, what a teacher says about itself besides, and unit vectors."""
 
 from __future__ import annotations
 
@@ -28,6 +28,25 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str], *, role: Role, progress: Progress | None = None) -> NDArray[np.float32]:
         """[len(texts), dimension], rows L2-normalised (an all-zero row stays zero)."""
+        ...
+
+
+@runtime_checkable
+class Teacher(Embedder, Protocol):
+    """An embedder whose vectors may be kept: it says what they depend on.
+
+    Attributes:
+        hash: digest of all that its vectors depend on besides the text and its prompt: kind, weights, settings.
+        normalised: whether `embed` gives unit rows; raw rows otherwise.
+        may_be_zero: whether an all-zero row is a fair answer (no known word) and no fault of the model.
+    """
+
+    hash: str
+    normalised: bool
+    may_be_zero: bool
+
+    def prompt(self, role: Role) -> str:
+        """What goes before a text in this role; two roles with one prompt have the same vectors."""
         ...
 
 

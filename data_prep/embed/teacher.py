@@ -1,25 +1,23 @@
-"""Embedders: what turns texts into unit vectors, for mining and as a baseline.
+"""Teachers: what turns texts into vectors, for mining and as a baseline.
 
-Invariant: rows of `embed` are L2-normalised float32 and do not depend on the order or batching of the texts; a teacher
-that was saved and loaded again gives the same vectors. Nothing is pickled and no code of a model is run.
+Invariant: rows of `embed` are float32, L2-normalised unless raw ones are asked for, and do not depend on the order or
+batching of the texts (TF-IDF: to the bit; a model: up to its rounding, see embed/part.py); a teacher that was saved and
+loaded again gives the same vectors. Nothing is pickled and no code of a model is run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from data_prep.config import Section
-from data_prep.embed.embedder import Embedder
+from data_prep.embed.embedder import Teacher
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from data_prep.progress import Progress
-
-if TYPE_CHECKING:
-    pass
 
 _PACKAGE = "package:"
 
@@ -49,21 +47,39 @@ class TeacherConfig(Section):
     """TF-IDF only: fit on at most this many documents, drawn by the seed; the fit costs time, not quality, beyond."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """sentence-transformers only: texts in one forward pass."""
+    batch_tokens: Annotated[int, Field(ge=64)] | None = None
+    """sentence-transformers only: as many texts in one forward pass as fit into this many tokens, padding counted,
+    instead of `batch_size`; keeps a GPU equally full of short and of long texts (16384 suits a small model)."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """sentence-transformers only: numbers of the model. Half precision is faster on a GPU and slower on a CPU."""
+    normalise: bool = True
+    """Unit vectors, so that nearness is the cosine. `false` keeps lengths (arXiv 2402.03053 mined raw vectors)."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
     """sentence-transformers only: cut longer texts here; none keeps the model's own limit."""
-    query_prefix: str = ""
-    """Put before every query (the instruction that some models were trained with)."""
-    passage_prefix: str = ""
-    """Put before every passage."""
+    query_prefix: str | None = None
+    """Put before every query (the instruction that some models were trained with). None sends the model's own `query`
+    prompt, as our exports carry it; "" sends none."""
+    passage_prefix: str | None = None
+    """Put before every passage. None sends the model's own `document` prompt."""
+    query_prompt: str | None = None
+    """sentence-transformers only: name of the model's prompt for queries, where it has several."""
+    passage_prompt: str | None = None
+    """sentence-transformers only: name of the model's prompt for passages."""
 
     @model_validator(mode="after")
     def _model_fits_kind(self) -> TeacherConfig:
         if self.kind == "sentence-transformers" and not self.model:
             raise ValueError('mine.teacher.kind = "sentence-transformers" needs mine.teacher.model')
+        for role, prefix, name in (
+            ("query", self.query_prefix, self.query_prompt),
+            ("passage", self.passage_prefix, self.passage_prompt),
+        ):
+            if prefix is not None and name is not None:
+                raise ValueError(f"mine.teacher: give {role}_prefix (a text) or {role}_prompt (a name), not both")
         return self
 
 
-def fit_teacher(config: TeacherConfig, texts: Sequence[str], *, out: Path, seed: int, progress: Progress) -> Embedder:
+def fit_teacher(config: TeacherConfig, texts: Sequence[str], *, out: Path, seed: int, progress: Progress) -> Teacher:
     """Fit (TF-IDF) or load (sentence-transformers) the teacher and save it to the folder `out`.
 
     Args:
@@ -81,8 +97,15 @@ def fit_teacher(config: TeacherConfig, texts: Sequence[str], *, out: Path, seed:
     return load_teacher(out)
 
 
-def load_teacher(folder: Path) -> Embedder:
-    """Load a teacher that `fit_teacher` saved. Raises `UserError` where the folder holds none."""
+def load_teacher(folder: Path, *, device: str | None = None) -> Teacher:
+    """Load a teacher that `fit_teacher` saved.
+
+    Args:
+        device: of a model, as torch names it; None takes the first GPU, else the CPU.
+
+    Raises:
+        UserError: the folder holds no teacher.
+    """
     path = folder / "teacher.json"
     try:
         config = TeacherConfig.model_validate(read_json(path))
@@ -96,7 +119,7 @@ def load_teacher(folder: Path) -> Embedder:
         return load(config, folder)
     from data_prep.embed.model import SentenceTransformersEmbedder
 
-    return SentenceTransformersEmbedder(config)
+    return SentenceTransformersEmbedder(config, device=device)
 
 
 def model_path(name: str) -> str:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.embed.digest import digest_of
 from data_prep.errors import UserError
-from data_prep.files import disk_errors, read_json, write_json
+from data_prep.files import disk_errors, read_json, sha256_file, write_json
 from data_prep.progress import Progress
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def fit(config: TeacherConfig, texts: Sequence[str], *, out: Path, seed: int, pr
     progress.begin("fit teacher", len(texts), "documents")
     vectorizer = _vectorizer(config, max_features=config.max_features, min_df=config.min_documents)
     try:
-        matrix = vectorizer.fit_transform([config.passage_prefix + text for text in texts])
+        matrix = vectorizer.fit_transform([(config.passage_prefix or "") + text for text in texts])
     except ValueError as error:  # scikit-learn: no term survives min_df, or the texts hold none
         raise UserError(
             f"mine.teacher on {len(texts)} documents",
@@ -122,22 +123,41 @@ def load(config: TeacherConfig, folder: Path) -> TfidfEmbedder:
         raise UserError(
             str(folder), "its vocabulary and its vectors differ in length", "delete the stage and run again"
         )
-    return TfidfEmbedder(config, terms, idf, projection)
+    digest = digest_of(
+        kind="tfidf",
+        analyzer=config.analyzer,
+        reduction=config.reduction,
+        normalised=config.normalise,
+        files={name: sha256_file(folder / name) for name in ("vocabulary.json", path.name)},
+    )
+    return TfidfEmbedder(config, terms, idf, projection, digest=digest)
 
 
 class TfidfEmbedder:
-    """The fitted teacher; an `Embedder`."""
+    """The fitted teacher; a `Teacher`."""
 
-    def __init__(self, config: TeacherConfig, terms: list[str], idf: NDArray[np.float32], projection: Any) -> None:
-        self.name = f"tfidf-{config.reduction}"
+    may_be_zero = True
+
+    def __init__(
+        self, config: TeacherConfig, terms: list[str], idf: NDArray[np.float32], projection: Any, *, digest: str
+    ) -> None:
+        self.name, self.hash = f"tfidf-{config.reduction}", digest
+        self.normalised = config.normalise
         self.dimension = int(projection.shape[1])
-        self._prefix: dict[Role, str] = {"query": config.query_prefix, "passage": config.passage_prefix}
+        self._prefix: dict[Role, str] = {"query": config.query_prefix or "", "passage": config.passage_prefix or ""}
         self._vectorizer = _vectorizer(config, vocabulary=terms)
         self._vectorizer.idf_ = idf
         self._projection = projection  # [terms, dimension], dense or sparse
 
+    def prompt(self, role: Role) -> str:
+        """What goes before a text in this role."""
+        return self._prefix[role]
+
     def embed(self, texts: Sequence[str], *, role: Role, progress: Progress | None = None) -> NDArray[np.float32]:
-        """[len(texts), dimension], rows L2-normalised; a text without a known term is a zero row."""
+        """[len(texts), dimension], rows L2-normalised unless the configuration asks for raw ones.
+
+        A text without a known term is a zero row.
+        """
         import numpy as np
         from scipy.sparse import issparse
 
@@ -149,7 +169,8 @@ class TfidfEmbedder:
         for start in range(0, len(texts), _BATCH):
             batch = [self._prefix[role] + text for text in texts[start : start + _BATCH]]
             reduced = self._vectorizer.transform(batch) @ self._projection
-            vectors[start : start + len(batch)] = unit_rows(reduced.toarray() if issparse(reduced) else reduced)
+            dense = reduced.toarray() if issparse(reduced) else reduced
+            vectors[start : start + len(batch)] = unit_rows(dense) if self.normalised else dense
             if progress:
                 progress.advance(len(batch))
         return vectors
