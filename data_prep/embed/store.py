@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
-from data_prep.files import content_id, disk_errors, read_json, sha256_file, write_atomically, write_json
+from data_prep.files import disk_errors, read_json, sha256_file, write_atomically, write_json
+from data_prep.text_store import id_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,18 +70,7 @@ def id_digests(ids: Iterable[str]) -> NDArray[np.uint8]:
     """[n, 16]: the bytes of content ids; another id stands by its own content id."""
     import numpy as np
 
-    return np.frombuffer(b"".join(_digest(name) for name in ids), dtype=np.uint8).reshape(-1, 16)
-
-
-def _digest(name: str) -> bytes:
-    if len(name) == 32:
-        try:
-            digest = bytes.fromhex(name)
-        except ValueError:
-            digest = b""
-        if digest.hex() == name:
-            return digest
-    return bytes.fromhex(content_id(name))
+    return np.frombuffer(b"".join(id_bytes(name) for name in ids), dtype=np.uint8).reshape(-1, 16)
 
 
 class StoredVectors:
