@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -90,13 +90,14 @@ def read_json(path: Path) -> Any:
 def expand(patterns: list[str], *, what: str) -> list[Path]:
     """The files that the patterns name, sorted, each once.
 
-    A pattern is a file, a folder (its files) or a glob. Raises `UserError` where a pattern matches nothing.
+    A pattern is a file, a folder (its files and those of its folders, hidden ones left out) or a glob. Raises
+    `UserError` where a pattern matches nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
+            matches = _files_below(path)
         elif path.exists():
             matches = [path]
         else:
@@ -112,43 +113,75 @@ def expand(patterns: list[str], *, what: str) -> list[Path]:
     return list(found)
 
 
-def _open_text(path: Path) -> IO[bytes]:
+def _files_below(folder: Path) -> list[Path]:
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place) / name for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The bytes of a file, decompressed where it ends in `.gz` or `.zst`; errors are those of `read_errors`."""
+    if path.suffix == ".zst":
+        from data_prep.zst import open_zst
+
+        return open_zst(path)
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 text file, gzip'd where it ends in `.gz`, numbered from 1, without their newline.
-
-    Raises:
-        UserError: the file is missing, empty, unreadable, not UTF-8, or its gzip stream ends early or is damaged;
-            the message names the file and, where there is one, the line.
-    """
-    number = 0
+@contextmanager
+def read_errors(path: Path, line: Callable[[], int]) -> Iterator[None]:
+    """Turn what goes wrong while `path` is read into a `UserError`; `line` tells how many lines were read well."""
     try:
-        with _open_text(path) as stream:
-            for number, raw in enumerate(stream, start=1):
-                try:
-                    # A byte order mark, as Windows editors write it, is not part of the first line.
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}",
-                        f"is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",
-                        "convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8",
-                    ) from error
-                yield number, line
+        yield
     except FileNotFoundError as error:
         raise UserError(str(path), "no such file", "check the path") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        name = "zstd" if path.suffix == ".zst" else "gzip"
         raise UserError(
-            f"{path}, after line {number}",
-            f"its gzip stream is cut off or damaged ({error})",
-            "copy or download the file again (test it with gzip -t)",
+            f"{path}, after line {line()}",
+            f"its {name} stream is cut off or damaged ({error})",
+            f"copy or download the file again (test it with {name} -t)",
         ) from error
     except OSError as error:
         raise UserError(
             str(path), f"cannot be read ({error.strerror})", "check its permissions and the disk"
         ) from error
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":  # known by name: most runs need no zstandard
+            raise
+        raise UserError(
+            f"{path}, after line {line()}",
+            f"its zstd stream is damaged ({error})",
+            "copy or download the file again (test it with zstd -t)",
+        ) from error
+
+
+def decoded(raw: bytes, path: Path, number: int) -> str:
+    """Line `number` of a file as text, without its newline. Raises `UserError` where it is not UTF-8."""
+    try:
+        # A byte order mark, as Windows editors write it, is not part of the first line.
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}",
+            f"is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",
+            "convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8",
+        ) from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 text file (also `.gz`, `.zst`), numbered from 1, without their newline.
+
+    Raises:
+        UserError: the file is missing, empty, unreadable, not UTF-8, or its compressed stream ends early or is damaged;
+            the message names the file and, where there is one, the line.
+    """
+    number = 0
+    with read_errors(path, lambda: number), open_bytes(path) as stream:
+        for number, raw in enumerate(stream, start=1):
+            yield number, decoded(raw, path, number)
     if number == 0:
         raise UserError(str(path), "is empty", "remove it from the recipe or put text into it")
 
@@ -162,23 +195,28 @@ def read_jsonl(path: Path, *, required: tuple[str, ...]) -> Iterator[tuple[int, 
     for number, line in read_lines(path):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also: a number too long for Python, brackets too deep
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(f"{path}, line {number}", f"is not JSON ({reason})", "mend or remove the line") from error
-        if not isinstance(row, dict):
+        yield number, parsed(line, path, number, required=required)
+
+
+def parsed(line: str, path: Path, number: int, *, required: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON object on a line. Raises `UserError` as `read_jsonl` does."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # also: a number too long for Python, brackets too deep
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{path}, line {number}", f"is not JSON ({reason})", "mend or remove the line") from error
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{path}, line {number}",
+            f"is a JSON {type(row).__name__}, not an object",
+            'write {"text": …} on every line',
+        )
+    for key in required:
+        if not isinstance(row.get(key), str):
+            found = "missing" if key not in row else f"a {type(row[key]).__name__}"
             raise UserError(
                 f"{path}, line {number}",
-                f"is a JSON {type(row).__name__}, not an object",
-                'write {"text": …} on every line',
+                f"{key!r} is {found}, must be text",
+                f"give every line a {key!r} field with a string",
             )
-        for key in required:
-            if not isinstance(row.get(key), str):
-                found = "missing" if key not in row else f"a {type(row[key]).__name__}"
-                raise UserError(
-                    f"{path}, line {number}",
-                    f"{key!r} is {found}, must be text",
-                    f"give every line a {key!r} field with a string",
-                )
-        yield number, row
+    return row
