@@ -1,171 +1,257 @@
-"""Labelled pairs from files, and the one function that makes a pair row.
+"""Pairs from elsewhere, checked row by row.
 
 Invariant: every pair row of the project is built by `pair_row`, so an id is always the content hash of its text. An
-imported pair has a query and a positive that differ, and no text of it is a text of an evaluation set.
+imported pair has a query and a positive that differ, and no text of it is a text of an evaluation set. Each row that
+was read is either kept or counted under the reason for which it was not.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.config import Section
 from data_prep.corpus.keys import evaluation_keys, text_key
 from data_prep.corpus.repair import text_cleaner
 from data_prep.errors import UserError
-from data_prep.files import expand, read_jsonl
+from data_prep.pairs.formats import Candidate, Format, Refused, parse
+from data_prep.pairs.report import Tally
 from data_prep.pairs.row import pair_row
+from data_prep.pairs.rows import Read, Table, find_tables, read_table
 from data_prep.progress import Progress
 from data_prep.shards import ShardWriter
 
-POSITIVE_FIELDS = ("positive", "positives", "pos")
-NEGATIVE_FIELDS = ("negative", "negatives", "neg")
+Value = TypeVar("Value", float, str)
+REPORT = "report.json"
+_ALWAYS = (
+    "files", "read", "kept", "positives", "negatives", "duplicates", "evaluation_overlap", "negatives_dropped",
+    "refused_empty_query", "refused_no_positive", "refused_positive_is_query",
+)  # fmt: skip
+_ENOUGH = 1000
+"""Rows after which a table that gave no pair at all is given up."""
 
 
 class PairsConfig(Section):
-    """`[pairs]`: labelled pairs to import."""
+    """`[pairs]`: labelled or mined pairs to import."""
 
     files: list[str] = Field(min_length=1)
-    """Files, folders or globs of .jsonl or .jsonl.gz with `query`, `positive` (or a list `positives`/`pos`) and
-    maybe `negatives`/`neg`, `source`, `language`, and a `score` of its one positive for the loss `cosent`."""
+    """Files, folders or globs: .jsonl, .csv, .tsv (also .gz, .zst), .parquet, MosaicML MDS folders, pair shards.
+    Rows: `query` with `positive` or `pos` (and `neg` …), triplets, sentence pairs, questions, renderings."""
+    format: Literal["auto"] | Format = "auto"
+    """What every row must be; `auto` tells it from the columns of each row."""
+    columns: dict[str, str] = {}  # noqa: RUF012 - frozen by pydantic
+    """Other names of columns, as { theirs = "ours" }, e.g. { tajuk = "query", isi = "positive" }."""
+    min_score: float | None = None
+    """Leave out pairs whose positive scores less: a low score of a similarity set means that the texts are no pair.
+    Unset keeps all, which only the loss `cosent` can use."""
     max_pairs_per_file: Annotated[int, Field(ge=1)] | None = None
     """Keep at most this many pairs of each file (the first ones), so that one source does not drown the rest."""
     max_negatives: Annotated[int, Field(ge=0)] = 15
     """Keep at most this many negatives a pair (the first ones); the published mined sets hold up to 15."""
+    max_chars: Annotated[int, Field(ge=1)] = 1_000_000
+    """Refuse rows with a longer text: that is a file in a cell, and repairing it takes minutes."""
+    max_refused_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Fail when more than this share of a file's rows are no pairs: it is then of another format than you think.
+    Duplicates and evaluation texts do not count."""
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> PairsConfig:
+        if len(set(self.columns.values())) != len(self.columns):
+            raise ValueError("pairs.columns: names one of our columns twice. Fix: use positive_1, positive_2 …")
+        return self
 
 
 def import_pairs(
     config: PairsConfig, *, evaluation_sets: list[Path], out: Path, progress: Progress
 ) -> dict[str, int | float]:
-    """Read, clean, check, deduplicate and decontaminate pairs; write a shard folder of kind `pairs` to `out`.
+    """Read, clean, check, deduplicate and decontaminate pairs.
+
+    Writes a shard folder of kind `pairs` to `out`, with `report.json` beside it: counts by table, format, source and
+    language, and the first samples of everything that was left out. Memory holds a buffer of rows and 16 bytes for each
+    pair that was kept (about 100 as Python holds them: 1 GB for ten million pairs), to tell duplicates.
 
     Returns:
         Counts: files, read, kept, positives, negatives, duplicates, evaluation_overlap (pairs whose query or a positive
-        is evaluation text), and what was refused: refused_empty_query, refused_no_positive, refused_positive_is_query;
+        is evaluation text), below_min_score, and what was refused, as refused_REASON: empty_query, no_positive,
+        positive_is_query, and where there are any unreadable, unknown_columns, no_query, not_text, bad_score, too_long.
         `negatives_dropped` are negatives that were empty, repeated, equal to query or positive, evaluation text, or
-        over the cap.
+        over the cap. `prompts_dropped` are prompts of rows, which rumpun sets for a whole model instead.
 
     Raises:
-        UserError: a file that cannot be read, a line without a `query` string or whose texts are no strings, or no
-            pair left.
+        UserError: a file that cannot be read, too many rows that are no pairs, or no pair left.
     """
-    counts = dict.fromkeys(
-        ("files", "read", "kept", "positives", "negatives", "duplicates", "evaluation_overlap", "negatives_dropped"), 0
-    ) | dict.fromkeys(("refused_empty_query", "refused_no_positive", "refused_positive_is_query"), 0)
-    paths = expand(config.files, what="pairs.files")
+    tables = find_tables(config.files, what="pairs.files")
     with progress.work("prepare"):
-        forbidden = evaluation_keys(evaluation_sets)
-        clean = text_cleaner()
-        seen: set[tuple[str, ...]] = set()
+        sieve = _Sieve(config, evaluation_keys(evaluation_sets), text_cleaner())
         progress.begin("read pairs", None, "pairs")
         with ShardWriter(out, "pairs") as writer:
-            for path in paths:
-                counts["files"] += 1
-                kept = 0
-                for number, row in read_jsonl(path, required=("query",)):
-                    counts["read"] += 1
-                    progress.advance(1)
-                    pair = _clean_pair(row, clean, where=f"{path}, line {number}")
-                    reason = _refuse(pair, forbidden, seen)
-                    if reason:
-                        counts[reason] += 1
-                        continue
-                    query, positives, raw_negatives = pair
-                    negatives = _usable_negatives(pair, forbidden)[: config.max_negatives]
-                    source, language = _label(row, path)
-                    score = _score(row, positives, where=f"{path}, line {number}")
-                    writer.append(pair_row(query, positives, negatives, source, language, score))
-                    counts["kept"] += 1
-                    counts["positives"] += len(positives)
-                    counts["negatives"] += len(negatives)
-                    counts["negatives_dropped"] += len(raw_negatives) - len(negatives)
-                    kept += 1
-                    if kept == config.max_pairs_per_file:
-                        break
+            for table in tables:
+                for row in sieve.pairs(table, _counted(read_table(table), progress)):
+                    writer.append(row)
+            counts = {name: sieve.tally.counts[name] for name in _ALWAYS} | dict(sieve.tally.counts)
             if not counts["kept"]:
                 raise UserError(
                     f"pairs.files = {config.files}",
                     f"leaves no pair ({counts['read']} read, {counts['evaluation_overlap']} in the evaluation sets)",
                     "every line needs a query and a positive text that differ",
                 )
-    return dict(counts)
+            sieve.tally.write(out / REPORT)
+    return {name: int(number) for name, number in counts.items()}
 
 
-Pair = tuple[str, list[str], list[str]]
+def _counted(rows: Iterable[Read], progress: Progress) -> Iterator[Read]:
+    for row in rows:
+        progress.advance(1)
+        yield row
 
 
-def _texts(row: dict[str, Any], fields: tuple[str, ...], where: str) -> list[str]:
-    """All texts of the named fields; a field may hold one text, a list of texts, or null."""
-    texts: list[str] = []
-    for name in fields:
-        value = row.get(name)
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        for item in values:
-            if not isinstance(item, str):
-                raise UserError(where, f"{name!r} holds a {type(item).__name__}, must be text", "give strings")
-            texts.append(item)
-    return texts
+@dataclass(slots=True)
+class _Text:
+    """A cleaned text with what belongs to it."""
+
+    text: str
+    key: str
+    score: float | None
+    document: str | None
 
 
-def _clean_pair(row: dict[str, Any], clean: Callable[[str], str], *, where: str) -> Pair:
-    """Cleaned (query, distinct positives, negatives); empty positives are gone, empty negatives are still counted."""
-    positives: dict[str, str] = {}
-    for text in map(clean, _texts(row, POSITIVE_FIELDS, where)):
-        if text:
-            positives.setdefault(text_key(text), text)
-    return clean(row["query"]), list(positives.values()), [clean(t) for t in _texts(row, NEGATIVE_FIELDS, where)]
+class _Sieve:
+    """Lets sound pairs through, once each; counts the rest."""
 
+    def __init__(self, config: PairsConfig, forbidden: set[str], clean: Callable[[str], str]) -> None:
+        self._config, self._forbidden, self._clean = config, forbidden, clean
+        self._wanted = None if config.format == "auto" else config.format
+        self._seen: set[bytes] = set()
+        self.tally = Tally()
 
-def _refuse(pair: Pair, forbidden: set[str], seen: set[tuple[str, ...]]) -> str | None:
-    """The count under which the pair is refused, or None; a pair that passes is remembered in `seen`."""
-    query, positives, _ = pair
-    if not query:
-        return "refused_empty_query"
-    if not positives:
-        return "refused_no_positive"
-    keys = [text_key(query), *sorted(map(text_key, positives))]
-    if keys[0] in keys[1:]:
-        return "refused_positive_is_query"
-    if forbidden and any(key in forbidden for key in keys):
-        return "evaluation_overlap"
-    if tuple(keys) in seen:
-        return "duplicates"
-    seen.add(tuple(keys))
-    return None
+    def pairs(self, table: Table, rows: Iterable[Read]) -> Iterator[dict[str, Any]]:
+        """The pair rows of a table. Raises `UserError` where too many of its rows are no pairs."""
+        tally, kept, most = self.tally, 0, self._config.max_pairs_per_file
+        tally.begin(table)
+        for read in rows:
+            tally.row()
+            for found, candidate in self._candidates(read, table):
+                try:
+                    row = self._sound(candidate, table, read.where)
+                except Refused as refused:
+                    tally.refuse(refused.reason, read.where, str(refused), candidate.query)
+                    continue
+                if row is not None:
+                    tally.keep(row, found)
+                    yield row
+                    kept += 1
+            if (most and kept >= most) or tally.faults == tally.read == _ENOUGH:
+                break
+        self._judge(table, kept)
 
+    def _candidates(self, read: Read, table: Table) -> Iterator[tuple[Format, Candidate]]:
+        """The pairs that a row holds; the fault of a row that holds none is counted."""
+        try:
+            if read.fault:
+                raise Refused("unreadable", read.fault)
+            found, candidates = parse(self._renamed(read.value), self._wanted, typed=table.typed)
+            for candidate in candidates:
+                yield found, candidate
+        except Refused as refused:
+            self.tally.refuse(refused.reason, read.where, str(refused), str(read.value or ""))
 
-def _usable_negatives(pair: Pair, forbidden: set[str]) -> list[str]:
-    query, positives, negatives = pair
-    taken = {text_key(query), *map(text_key, positives)}
-    usable = []
-    for text in negatives:
-        key = text_key(text)
-        if text and key not in taken and key not in forbidden:
-            taken.add(key)
-            usable.append(text)
-    return usable
-
-
-def _score(row: dict[str, Any], positives: list[str], *, where: str) -> list[float] | None:
-    """The score that a line gives its one positive, None where it gives none."""
-    value = row.get("score")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(where, f"'score' is {value!r}, must be a finite number", "give a number or leave it out")
-    if len(positives) != 1:
+    def _judge(self, table: Table, kept: int) -> None:
+        tally, most = self.tally, self._config.max_refused_share
+        if tally.faults <= most * tally.read:
+            return
+        told = f"{tally.faults} of {tally.read} rows are no pairs; the first is {tally.first_fault}"
+        rule = f"more than pairs.max_refused_share = {most:g} allows" if kept else "leaves no pair"
         raise UserError(
-            where, f"gives one score to {len(positives)} positives", "write a line for each scored pair of texts"
+            f"pairs.files: {table.path}", f"{rule} ({told})",
+            "mend the file, name its columns with pairs.columns, or leave it out",
+        )  # fmt: skip
+
+    def _renamed(self, row: object) -> object:
+        if isinstance(row, dict) and row.get("prompt"):
+            self.tally.counts["prompts_dropped"] += 1
+        if not self._config.columns or not isinstance(row, dict):
+            return row
+        names = self._config.columns
+        missing = [name for name in names if name not in row]
+        if missing:
+            raise Refused("unknown_columns", f"{missing[0]!r} of pairs.columns is missing")
+        taken = set(names.values())
+        return {names.get(n, n): v for n, v in row.items() if n in names or n not in taken}
+
+    def _sound(self, candidate: Candidate, table: Table, where: str) -> dict[str, Any] | None:
+        """The pair row of a candidate, None where it is left out. Raises `Refused` for a fault."""
+        query = self._text(candidate.query)
+        positives = self._texts(candidate.positives, candidate.positive_scores, candidate.positive_documents)
+        negatives = self._texts(candidate.negatives, candidate.negative_scores, candidate.negative_documents)
+        if not query.text:
+            raise Refused("empty_query", "its query is empty")
+        distinct = _distinct(positives, set())
+        if not distinct:
+            raise Refused("no_positive", f"query {query.text[:60]!r} has no positive text")
+        keys = {text.key for text in distinct}
+        if query.key in keys:
+            raise Refused("positive_is_query", f"a positive is the query {query.text[:60]!r} itself")
+        least = self._config.min_score
+        if least is not None:
+            distinct = [text for text in distinct if text.score is None or text.score >= least]
+        if not distinct:
+            self.tally.refuse("below_min_score", where, f"no positive scores {least:g}", query.text)
+            return None
+        if overlap := next((t for t in (query, *distinct) if t.key in self._forbidden), None):
+            self.tally.refuse("evaluation_overlap", where, "is a text of an evaluation set", overlap.text)
+            return None
+        digest = hashlib.blake2b("".join((query.key, *sorted(keys))).encode(), digest_size=16).digest()
+        if digest in self._seen:
+            self.tally.refuse("duplicates", where, "the same pair stood before", query.text)
+            return None
+        self._seen.add(digest)
+        usable = _distinct(negatives, {query.key, *keys} | self._forbidden_among(negatives))
+        usable = usable[: self._config.max_negatives]
+        self.tally.counts["negatives_dropped"] += len(negatives) - len(usable)
+        return pair_row(
+            query.text,
+            [t.text for t in distinct],
+            [t.text for t in usable],
+            candidate.source or table.stem,
+            candidate.language or "und",
+            _given(t.score for t in distinct),
+            _given(t.score for t in usable),
+            query_document=candidate.query_document,
+            positive_documents=_given(t.document for t in distinct),
+            negative_documents=_given(t.document for t in usable),
         )
-    return [float(value)]
+
+    def _forbidden_among(self, texts: list[_Text]) -> set[str]:
+        return {t.key for t in texts if t.key in self._forbidden}
+
+    def _text(self, text: str, score: float | None = None, document: str | None = None) -> _Text:
+        if len(text) > self._config.max_chars:
+            raise Refused("too_long", f"a text has {len(text)} characters")
+        cleaned = self._clean(text)
+        return _Text(cleaned, text_key(cleaned), score, document)
+
+    def _texts(self, texts: list[str], scores: list[float] | None, documents: list[str] | None) -> list[_Text]:
+        return [
+            self._text(text, scores[i] if scores else None, documents[i] if documents else None)
+            for i, text in enumerate(texts)
+        ]
 
 
-def _label(row: dict[str, Any], path: Path) -> tuple[str, str]:
-    """Source and language of a pair: the row's, else the file's name and `und` (undetermined)."""
-    source, language = row.get("source"), row.get("lang") or row.get("language")
-    stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
-    return source if isinstance(source, str) and source else stem, language if isinstance(language, str) else "und"
+def _distinct(texts: list[_Text], taken: set[str]) -> list[_Text]:
+    """The texts that are not empty and not taken, each once, the first of equal ones."""
+    found: dict[str, _Text] = {}
+    for text in texts:
+        if text.text and text.key not in taken:
+            found.setdefault(text.key, text)
+    return list(found.values())
+
+
+def _given(values: Iterable[Value | None]) -> list[Value] | None:
+    """The values, None where there are none."""
+    found = [v for v in values if v is not None]
+    return found or None
