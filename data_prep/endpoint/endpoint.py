@@ -98,6 +98,19 @@ class Endpoint:
             if self._log is not None:
                 self._log.sync()
 
+    def shown(self) -> dict[str, float | str]:
+        """Tokens, cost, retries: what a progress bar shows beside itself."""
+        return self._account.shown()
+
+    def knows(self, request: Request) -> bool:
+        """Whether the log has the reply to this request."""
+        return self._log is not None and self._log.find(request) is not None
+
+    def forget_replies(self) -> None:
+        """Drop the replies from this process's log: they are stored elsewhere now. What was spent stays."""
+        if self._log is not None:
+            self._log.forget_replies()
+
     def close(self) -> None:
         """Have the log on the disk and let go of it."""
         if self._log is not None:

@@ -29,7 +29,7 @@ class RequestLog:
     Args:
         folder: made where missing. Holds requests*.jsonl and, for people, failed*.jsonl: what this log's last run
             gave up.
-        keep_replies: False keeps costs only, where the answers are stored elsewhere (vectors).
+        keep_replies: False keeps costs only.
 
     Attributes:
         spent: cost of every line that was there when the log was opened.
@@ -44,7 +44,6 @@ class RequestLog:
         self.folder, self._keep = folder, keep_replies
         self.spent, self.damaged = 0.0, 0
         self._places: dict[bytes, tuple[int, int, int]] = {}  # digest → file number, offset, length
-        self._replies: dict[bytes, Reply] = {}
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.path, self._file = self._own_file()
@@ -139,6 +138,19 @@ class RequestLog:
             if time.monotonic() - self._synced_s >= _SYNC_EVERY_S:
                 self.sync()
         return offset, len(data)
+
+    def forget_replies(self) -> None:
+        """Cut this process's file down to one line with what it cost."""
+        self._places = {key: place for key, place in self._places.items() if place[0] != self._own}
+        cost = 0.0
+        with self.path.open("rb") as stream:
+            for line in stream:
+                cost += float(found[2]) if (found := _LINE.match(line)) else 0.0
+        with disk_errors(self.path):
+            os.ftruncate(self._file, 0)
+        self._size = 0
+        if cost:
+            self._append({"key": "0" * 32, "cost": cost, "forgotten": True})
 
     def sync(self) -> None:
         """Have everything written so far on the disk; does nothing once closed."""

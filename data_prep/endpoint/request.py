@@ -6,6 +6,7 @@ parameter) and of nothing else, so that two servers of one model share their ans
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,11 +110,20 @@ class Reply:
     vectors: NDArray[np.float32] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What the log keeps: everything but the vectors, and the cost, which stands outside."""
-        kept = ("text", "finish", "model", "prompt_tokens", "completion_tokens", "counted")
-        return {name: getattr(self, name) for name in kept}
+        """What the log keeps: everything but the cost, which stands outside; vectors as base64 of float32."""
+        kept = ["model", "prompt_tokens", "completion_tokens", "counted"]
+        if self.vectors is None:
+            return {name: getattr(self, name) for name in ["text", "finish", *kept]}
+        data = base64.b64encode(self.vectors.astype("<f4", copy=False).tobytes()).decode()
+        return {name: getattr(self, name) for name in kept} | {"shape": self.vectors.shape, "vectors": data}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Reply:
-        """The reply that `to_json` described, marked as cached. Raises `TypeError` where it describes none."""
-        return cls(**value, cached=True)
+        """The reply that `to_json` described, marked as cached. Raises `TypeError`, `ValueError`: there is none."""
+        fields = dict(value)
+        if "vectors" in fields:
+            import numpy as np
+
+            data = base64.b64decode(fields["vectors"], validate=True)
+            fields["vectors"] = np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(fields.pop("shape"))
+        return cls(**fields, cached=True)

@@ -75,8 +75,11 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: Request, *, may_be_refused: bool = False) -> Reply:
         """The reply to the request, from the log where it is there.
+
+        Args:
+            may_be_refused: the caller has another way then: a refusal is no failed item.
 
         Raises:
             Failed: it was refused, or failed at every try. Stopped: no request may be sent any more.
@@ -91,7 +94,7 @@ class Session:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._pending[request.key] = future
         try:
-            reply = await self._try_often(request)
+            reply = await self._try_often(request, may_be_refused)
             future.set_result(reply)
             return reply
         except BaseException as error:
@@ -101,7 +104,7 @@ class Session:
         finally:
             del self._pending[request.key]
 
-    async def _try_often(self, request: Request) -> Reply:
+    async def _try_often(self, request: Request, may_be_refused: bool) -> Reply:
         tries, waits, first_limit_s = 0, 0, None
         while True:
             outcome = await self._try(request)
@@ -111,6 +114,8 @@ class Session:
             self._account.add(f"trouble_{outcome.kind}")
             if outcome.kind == "fatal":
                 self._stop_at(outcome, await self._models() if outcome.status == 404 else [])
+            if outcome.kind == "refused" and may_be_refused:
+                raise Failed(outcome)
             if outcome.kind == "rate_limited":
                 first_limit_s = first_limit_s or self._clock()
                 pause_s = self._limited(outcome, waits, first_limit_s)
@@ -230,8 +235,13 @@ class Session:
         self._given_up += 1
         if self._log is not None:
             self._log.failed(request, found.kind, found.why)
-        nobody = not self._answered and found.kind != "refused"
-        if nobody or self._given_up >= _GIVE_UP_AFTER:
+        if (
+            found.kind == "refused"
+        ):  # cheap, and told by the server to be each request's own fault, once one was answered
+            down = not self._answered and self._given_up >= _GIVE_UP_AFTER
+        else:
+            down = not self._answered or self._given_up >= _GIVE_UP_AFTER
+        if down:
             self._stop_down(found)
         raise Failed(found)
 
