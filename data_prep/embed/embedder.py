@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Role = Literal["query", "passage"]
+ROLES: tuple[Role, ...] = ("query", "passage")
+_BLOCK = 256
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Anything that embeds text: a teacher, a baseline, the trained model.
+    """Anything that embeds text: a teacher, a baseline, the trained model."""
 
-    Attributes:
-        name: what tables call it.
-        dimension: length of a vector.
-    """
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
 
-    name: str
-    dimension: int
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        ...
 
     def embed(self, texts: Sequence[str], *, role: Role, progress: Progress | None = None) -> NDArray[np.float32]:
         """[len(texts), dimension], rows L2-normalised (an all-zero row stays zero)."""
@@ -51,10 +55,17 @@ class Teacher(Embedder, Protocol):
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The rows divided by their L2 norm (taken in float64); an all-zero row stays zero."""
+    """The rows divided by their L2 norm (taken in float64); an all-zero row stays zero.
+
+    A row comes out the same to the bit whatever rows stand beside it.
+    """
     import numpy as np
 
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    norms[norms == 0] = 1.0
-    unit: NDArray[np.float32] = (vectors / norms[:, None]).astype(np.float32)
+    unit = np.empty(vectors.shape, dtype=np.float32)
+    for start in range(0, len(vectors), _BLOCK):
+        # Cast first: NumPy's casting buffers cut rows in the middle, so that a sum would depend on the row's place.
+        exact = vectors[start : start + _BLOCK].astype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", exact, exact))
+        norms[norms == 0] = 1.0
+        unit[start : start + _BLOCK] = exact / norms[:, None]
     return unit

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from data_prep.config import Section
-from data_prep.embed.embedder import Teacher
+from data_prep.embed.embedder import ROLES, Teacher
+from data_prep.embed.endpoint import EmbeddingEndpointConfig, EndpointEmbedder
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from data_prep.progress import Progress
 
-_PACKAGE = "package:"
+_PACKAGE, _IDENTITY = "package:", "identity.json"
 
 
 class TeacherConfig(Section):
     """`[mine.teacher]`: the embedder whose neighbours become pairs."""
 
-    kind: Literal["tfidf", "sentence-transformers"] = "tfidf"
+    kind: Literal["tfidf", "sentence-transformers", "endpoint"] = "tfidf"
     """`tfidf` is fitted on the corpus and needs no model (TF-IDF, then truncated SVD); `sentence-transformers` loads
-    `model`."""
+    `model`; `endpoint` asks an OpenAI-compatible server (`[mine.teacher.endpoint]`)."""
     model: str | None = None
     """A Hugging Face id, a folder, or `package:NAME` for a model carried by an installed Python package."""
     dimension: Annotated[int, Field(ge=2)] = 256
@@ -66,10 +67,15 @@ class TeacherConfig(Section):
     passage_prompt: str | None = None
     """sentence-transformers only: name of the model's prompt for passages."""
 
+    endpoint: EmbeddingEndpointConfig | None = None
+    """endpoint only: the server and the name of its model."""
+
     @model_validator(mode="after")
     def _model_fits_kind(self) -> TeacherConfig:
         if self.kind == "sentence-transformers" and not self.model:
             raise ValueError('mine.teacher.kind = "sentence-transformers" needs mine.teacher.model')
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError('mine.teacher.kind = "endpoint" and a table [mine.teacher.endpoint] need each other')
         for role, prefix, name in (
             ("query", self.query_prefix, self.query_prompt),
             ("passage", self.passage_prefix, self.passage_prompt),
@@ -94,14 +100,25 @@ def fit_teacher(config: TeacherConfig, texts: Sequence[str], *, out: Path, seed:
 
         fit(config, texts, out=out, seed=seed, progress=progress)
     write_json(out / "teacher.json", config.model_dump())
-    return load_teacher(out)
+    teacher = load_teacher(out)
+    prompts = {role: teacher.prompt(role) for role in ROLES}
+    told = {"kind": config.kind, "name": teacher.name, "hash": teacher.hash, "dimension": teacher.dimension}
+    write_json(out / _IDENTITY, told | {"normalised": teacher.normalised, "prompts": prompts})
+    return teacher
 
 
-def load_teacher(folder: Path, *, device: str | None = None) -> Teacher:
+def identity(folder: Path) -> dict[str, Any]:
+    """What a saved teacher is, without loading it: `kind, name, hash, dimension, normalised, prompts` (by role)."""
+    told: dict[str, Any] = read_json(folder / _IDENTITY)
+    return told
+
+
+def load_teacher(folder: Path, *, device: str | None = None, log: Path | None = None) -> Teacher:
     """Load a teacher that `fit_teacher` saved.
 
     Args:
         device: of a model, as torch names it; None takes the first GPU, else the CPU.
+        log: of an endpoint, folder of its request log: a killed run asks nothing twice. None keeps none.
 
     Raises:
         UserError: the folder holds no teacher.
@@ -117,6 +134,17 @@ def load_teacher(folder: Path, *, device: str | None = None) -> Teacher:
         from data_prep.embed.tfidf import load
 
         return load(config, folder)
+    if config.kind == "endpoint":
+        assert config.endpoint is not None  # the configuration saw to it
+        known = identity(folder)["dimension"] if (folder / _IDENTITY).exists() else None
+        return EndpointEmbedder(
+            config.endpoint,
+            query_prefix=config.query_prefix or "",
+            passage_prefix=config.passage_prefix or "",
+            normalise=config.normalise,
+            log=log,
+            dimension=known,
+        )
     from data_prep.embed.model import SentenceTransformersEmbedder
 
     return SentenceTransformersEmbedder(config, device=device)

@@ -6,7 +6,7 @@ doi:10.1016/S0022-0000(03)00025-4). It needs no model and no network.
 
 On disk: `vocabulary.json` (terms in column order) and `tfidf.safetensors`: `idf` [terms] float32 and either
 `components` [dimension, terms] float32 or `places` [terms, 4] int32 with `signs` [terms, 4] int8. The fitted teacher is
-always the one read back from these files, so a reloaded one cannot differ.
+always the one read back from these files, so a reloaded one cannot differ. The number of threads changes nothing.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def _svd(matrix: Any, dimension: int, seed: int) -> NDArray[np.float32]:
     """The leading right singular vectors [dimension, terms]."""
     import numpy as np
     from sklearn.decomposition import TruncatedSVD
+    from threadpoolctl import threadpool_limits
 
     most = min(matrix.shape) - 1
     if dimension > most:
@@ -92,7 +93,10 @@ def _svd(matrix: Any, dimension: int, seed: int) -> NDArray[np.float32]:
             f"must be at most {most}: the teacher sees {matrix.shape[0]} documents and {matrix.shape[1]} terms",
             "lower mine.teacher.dimension or give more text",
         )
-    svd = TruncatedSVD(dimension, algorithm="randomized", n_iter=4, random_state=seed % 2**32).fit(matrix)
+    # LAPACK's threads share a sum out differently, and so round it differently: one thread gives the same teacher
+    # everywhere. Embedding calls no BLAS (the term matrix is sparse).
+    with threadpool_limits(1):
+        svd = TruncatedSVD(dimension, algorithm="randomized", n_iter=4, random_state=seed % 2**32).fit(matrix)
     return np.ascontiguousarray(svd.components_, dtype=np.float32)
 
 

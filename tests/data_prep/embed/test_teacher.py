@@ -64,7 +64,8 @@ def test_saved_teacher_is_the_same_teacher(tmp_path: Path, topics: Any, reductio
     again = load_teacher(tmp_path)
     assert isinstance(again, Embedder) and again.dimension == 8
     assert np.array_equal(before, again.embed(texts, role="query"))
-    assert {p.name for p in tmp_path.iterdir()} == {"teacher.json", "tfidf.safetensors", "vocabulary.json"}
+    names = {"teacher.json", "identity.json", "tfidf.safetensors", "vocabulary.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names
     assert len(json.loads((tmp_path / "vocabulary.json").read_text())) == 500
 
 
