@@ -37,8 +37,8 @@ class NearConfig(Section):
     enabled: bool = True
     """Remove near copies. On: reposts and agency news are most of what a crawl repeats; off removes exact ones only."""
     threshold: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
-    """Jaccard similarity of word shingles from which a text is a near copy. At 0.8 and three words a shingle, one changed
-    word makes another text of fewer than 29 words; lower it to remove rewritten ones, and texts that share a form."""
+    """Jaccard similarity of word shingles from which a text is a near copy. At 0.8 and three words a shingle, a
+    changed word makes another text of one of fewer than 29 words; lower it to remove rewritten ones too."""
     shingle_words: Annotated[int, Field(ge=1, le=13)] = 3
     """Words per shingle. Three keep word order and still compare texts of ten words; five suit long pages only."""
     permutations: Annotated[int, Field(ge=16, le=1024)] = 128
