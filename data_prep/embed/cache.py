@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SUFFIX = ".vectors"
-_HEADER = 256
+_HEADER, _DAY_S = 256, 86_400
 
 
 class VectorCache:
@@ -46,6 +48,10 @@ class VectorCache:
         self._dimension = dimension
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        for half in self.folder.glob(".*.tmp"):  # what a killed process was writing; a living one takes seconds
+            with suppress(OSError):
+                if time.time() - half.stat().st_mtime > _DAY_S:
+                    half.unlink()
         names = sorted(path.name for path in self.folder.glob(f"*{_SUFFIX}"))
         self.files = [name for name in names if only is None or name in only]
         self._open: dict[str, _File | None] = {}
@@ -86,8 +92,8 @@ class VectorCache:
         head = keys[order].tobytes() + sums.tobytes()
         name = f"{hashlib.blake2b(head, digest_size=12).hexdigest()}{_SUFFIX}"
         header = json.dumps({"rows": len(rows), "dimension": self._dimension, "index_crc": zlib.crc32(head)})
-        if not (self.folder / name).exists():
-            write_atomically(self.folder / name, header.ljust(_HEADER - 1).encode() + b"\n" + head + rows.tobytes())
+        # over a file of the same name, too: it may be damaged
+        write_atomically(self.folder / name, header.ljust(_HEADER - 1).encode() + b"\n" + head + rows.tobytes())
 
 
 class _File:

@@ -278,6 +278,8 @@ class Parts:
             number = stale.name.removeprefix("part-").partition(".")[0]
             if number.isdigit() and int(number) >= len(records):
                 stale.unlink()
+        for half in self.folder.glob(".part-*.tmp"):  # what killed processes were writing
+            half.unlink(missing_ok=True)
         ids = b"".join(self._path(n, "ids").read_bytes() for n in range(len(records)))
         digest = hashlib.sha256(json.dumps(asdict(self.kind), sort_keys=True, ensure_ascii=False).encode())
         for file in files:
@@ -295,10 +297,10 @@ class Parts:
             "ids": {"name": _IDS, "bytes": len(ids), "sha256": ids_sha256},
             "fingerprint": digest.hexdigest(),
         }
-        path = self.folder / _MANIFEST
-        if not path.exists() or read_json(path) != manifest or not (self.folder / _IDS).exists():
-            path.unlink(missing_ok=True)
-            write_atomically(self.folder / _IDS, ids)
+        path, ids_path = self.folder / _MANIFEST, self.folder / _IDS
+        if not ids_path.exists() or sha256_file(ids_path) != ids_sha256:
+            write_atomically(ids_path, ids)
+        if not path.exists() or read_json(path) != manifest:
             write_json(path, manifest)
         (self.folder / _BEGUN).unlink(missing_ok=True)
         return StoredVectors(self.folder, verify=False)
