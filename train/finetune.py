@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from data_prep.blend import PRESETS, blend_facts, check_blend, stages_of
 from data_prep.errors import UserError
 from data_prep.files import disk_errors
 from train.agree import on_first_rank, together
@@ -31,7 +32,7 @@ from train.history.resume import History
 from train.loop import Lesson, Loop
 from train.meter import Meter
 from train.objectives import ObjectiveName
-from train.pair_stream import PairSource, PairStream, load_sources
+from train.pair_stream import PairStream, load_blend, source_of
 from train.phase import PhaseConfig, check_fills, total_steps
 from train.recompute import recompute_layers
 from train.survival import Survival
@@ -54,7 +55,7 @@ _log = logging.getLogger(__name__)
 class FinetuneConfig(PhaseConfig):
     """[finetune]: contrastive finetuning on a blend of pair shards."""
 
-    HARMLESS: ClassVar[frozenset[str]] = PhaseConfig.HARMLESS | {"kept_chunks", "layout"}
+    HARMLESS: ClassVar[frozenset[str]] = PhaseConfig.HARMLESS | {"kept_chunks", "layout", "blend_preset"}
 
     batch_pairs: Annotated[int, Field(gt=1)] = 64
     """Queries in one optimiser step, over all ranks; each sees the passages of all the others as negatives."""
@@ -89,8 +90,45 @@ class FinetuneConfig(PhaseConfig):
     many as memory allows, `all`: the plain step, 1: least memory. It never changes the result."""
     layout: Literal["packed", "padded"] = "packed"
     """`packed` computes no padding; models that cannot be packed are padded, with a line in the log."""
-    blend: dict[PairSource, Annotated[float, Field(gt=0, le=1)]] = {"pairs": 1.0, "synth": 1.0, "mine": 0.3}  # noqa: RUF012 - frozen by pydantic
-    """Share of each source that an epoch uses; 100 % synthetic and 30 % mined as in the paper; absent ones drop out."""
+    blend: dict[str, Annotated[float, Field(ge=0, le=1)]] = {"pairs": 1.0, "synth": 1.0, "mine": 0.3}  # noqa: RUF012 - frozen by pydantic
+    """Share of each source that an epoch uses; 100 % synthetic and 30 % mined as in the paper; absent ones drop out.
+    `"pairs:legal_*" = 0.5` is for sources inside a stage's pairs; the most specific entry wins, 0 leaves out."""
+    blend_preset: Literal["paper"] | None = None
+    """Writes `blend`: `paper` is 100 % synthetic and 30 % mined, and nothing else."""
+    blend_cap: Annotated[int, Field(ge=1)] | None = None
+    """Most rows that a source gives to an epoch (each value of the pairs' column `source` counts), so that a large one
+    does not drown the rest; other rows each epoch."""
+    blend_temperature: Annotated[float, Field(ge=1)] | None = None
+    """T takes n^(1/T) rows of a source of n, times one factor for all, the largest that repeats no row: 1 as they are,
+    2 by the square root; small sources then count for more. The smallest source sets the factor."""
+
+    @field_validator("blend")
+    @classmethod
+    def _blend_is_known(cls, blend: dict[str, float]) -> dict[str, float]:
+        check_blend(blend)
+        return blend
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_the_blend(cls, given: Any) -> Any:
+        preset = given.get("blend_preset") if isinstance(given, dict) else None
+        if not isinstance(preset, str) or preset not in PRESETS:
+            return given
+        if given.get("blend", PRESETS[preset]) != PRESETS[preset]:
+            raise ValueError(
+                f"finetune.blend_preset = {preset!r}: and finetune.blend say different things. Fix: remove one of them"
+            )
+        return {**given, "blend": PRESETS[preset]}
+
+    @property
+    def blended(self) -> set[str]:
+        """The stages whose pairs the blend takes."""
+        return stages_of(self.blend)
+
+    def essentials(self) -> dict[str, Any]:
+        """What the result depends on, as JSON values; what is unset is left out, as before it could be set."""
+        found = super().essentials()
+        return {k: v for k, v in found.items() if v is not None or k not in ("blend_cap", "blend_temperature")}
 
     @model_validator(mode="after")
     def _triplets_need_negatives(self) -> FinetuneConfig:
@@ -208,7 +246,8 @@ def finetune(
     telemetry = Telemetry(out, history=survival.history, active=rank == 0)
     telemetry.status("starting")
     survival.at("reading the data")
-    shards, blend = load_sources(config.blend, sources)
+    shards, portions = load_blend(config.blend, sources, cap=config.blend_cap, temperature=config.blend_temperature)
+    blend = [source_of(portion) for portion in portions]
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     survival.at("loading the model")
     backbone = load_backbone(model, bidirectional=encoder.bidirectional, precision="fp32")
@@ -336,6 +375,7 @@ def finetune(
             save_s=meter.elapsed_s - train_s,
             layout=layout,
             truncated=truncated,
+            blend=blend_facts(portions),
             head_parameters_left_out=left_out.parameters,
             head_training_bytes_left_out=left_out.training_bytes,
             **loop.summary(),

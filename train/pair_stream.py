@@ -6,11 +6,12 @@ seed and the draw of the step; the number of ranks decides only who encodes what
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from data_prep.blend import Portion, is_split, plan_blend
 from data_prep.errors import UserError
 from data_prep.shards import Shards
 from train.arrange import Arrangement
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Row = dict[str, Any]
-PairSource = Literal["pairs", "mine", "synth"]
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,84 @@ class Hand:
     samples: list[tuple[int, int]]
 
 
-def load_sources(blend: Mapping[PairSource, float], folders: Mapping[str, Path]) -> tuple[list[Shards], list[Source]]:
+class Rows:
+    """The rows of a shard folder that are of one source, read as if they were all.
+
+    Args:
+        shards: the folder. index: the numbers of the rows in it, ascending.
+    """
+
+    def __init__(self, shards: Shards, index: NDArray[np.int64]) -> None:
+        self.shards, self.index = shards, index
+        self.rows, self.fingerprint = len(index), shards.fingerprint
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def take(self, rows: Sequence[int]) -> list[Row]:
+        """The given rows of the source, in the given order."""
+        return self.shards.take(self.index[list(rows)].tolist()) if rows else []
+
+
+def rows_by_source(shards: Shards) -> dict[str, Rows]:
+    """The rows of each value of the column `source`."""
+    import numpy as np
+
+    if not shards.rows:
+        return {}
+    column = shards.table().column("source").combine_chunks().dictionary_encode(null_encoding="encode")
+    names = [name or "" for name in column.dictionary.to_pylist()]
+    codes = column.indices.to_numpy()
+    order: NDArray[np.int64] = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    found = {n: order[end - count : end] for n, end, count in zip(names, ends, np.diff(ends, prepend=0), strict=True)}
+    return {name: Rows(shards, index) for name, index in found.items()}
+
+
+def load_blend(
+    blend: Mapping[str, float],
+    folders: Mapping[str, Path],
+    *,
+    cap: int | None = None,
+    temperature: float | None = None,
+) -> tuple[list[Shards | Rows], list[Portion]]:
+    """The shards of a blend, and what each gives to an epoch; see data_prep/blend.py.
+
+    Raises `UserError` where nothing is left, or an entry names no source.
+    """
+    opened = {stage: Shards(folders[stage], "pairs") for stage in sorted(folders) if _wanted(stage, blend)}
+    parts = {
+        stage: rows_by_source(shards)
+        for stage, shards in opened.items()
+        if is_split(stage, blend, cap=cap, temperature=temperature)
+    }
+    found = {
+        stage: {source: len(rows) for source, rows in parts[stage].items()} if stage in parts else shards.rows
+        for stage, shards in opened.items()
+    }
+    portions = plan_blend(blend, found, cap=cap, temperature=temperature)
+    return [opened[p.stage] if p.source is None else parts[p.stage][p.source] for p in portions], portions
+
+
+def _wanted(stage: str, blend: Mapping[str, float]) -> bool:
+    return any(key == stage or key.startswith(f"{stage}:") for key in blend)
+
+
+def load_sources(
+    blend: Mapping[str, float],
+    folders: Mapping[str, Path],
+    *,
+    cap: int | None = None,
+    temperature: float | None = None,
+) -> tuple[list[Shards | Rows], list[Source]]:
     """The shards of a blend and their shares. Raises `UserError` where nothing is left."""
-    shards, sources = [], []
-    for name, share in sorted(blend.items()):
-        if name in folders:
-            opened = Shards(folders[name], "pairs")
-            if opened.rows:
-                shards.append(opened)
-                sources.append(Source(name, opened.rows, share))
-    if not sources:
-        raise UserError(
-            f"finetune.blend = {sorted(blend)}",
-            f"none of these sources has pairs (there are: {sorted(folders) or 'none'})",
-            "switch on [mine], [synth] or [pairs], or name an existing source",
-        )
-    return shards, sources
+    shards, portions = load_blend(blend, folders, cap=cap, temperature=temperature)
+    return shards, [source_of(portion) for portion in portions]
+
+
+def source_of(portion: Portion) -> Source:
+    """A part of a blend as a source of the global order."""
+    return Source(portion.name, portion.rows, portion.share)
 
 
 def choose(row: Row, *, position: int, positives: int, hard_negatives: int) -> Chosen:
@@ -108,7 +170,7 @@ def _at(values: Sequence[Any] | None, index: int) -> Any:
 
 
 class _Keys:
-    """Content numbers of the query and the positives of every row of a source."""
+    """Content numbers of the query and the positives of every row of a folder."""
 
     def __init__(self, shards: Shards) -> None:
         import numpy as np
@@ -127,6 +189,23 @@ class _Keys:
         return (int(self.queries[row]), *chosen)
 
 
+def _keys_of(shards: Sequence[Shards | Rows]) -> list[Callable[[int, int, int], tuple[int, ...]]]:
+    """For each source what gives the keys of (row, position, positives); sources of one folder share its numbers."""
+    made: dict[int, _Keys] = {}
+
+    def of(part: Shards | Rows) -> Callable[[int, int, int], tuple[int, ...]]:
+        whole = part.shards if isinstance(part, Rows) else part
+        if id(whole) not in made:
+            made[id(whole)] = _Keys(whole)
+        keys = made[id(whole)]
+        if not isinstance(part, Rows):
+            return keys.of
+        index = part.index
+        return lambda row, position, positives: keys.of(int(index[row]), position, positives)
+
+    return [of(part) for part in shards]
+
+
 class PairStream:
     """Makes this rank's hand of every step; `stream(draw)` is what a prefetch thread calls.
 
@@ -143,7 +222,7 @@ class PairStream:
 
     def __init__(
         self,
-        shards: Sequence[Shards],
+        shards: Sequence[Shards | Rows],
         sources: Sequence[Source],
         *,
         tokenizer: Any,
@@ -163,11 +242,11 @@ class PairStream:
         fingerprint = "/".join(s.fingerprint for s in shards)
         block = order_batch if homogeneous else None
         self.order = GlobalOrder(sources, fingerprint=fingerprint, seed=seed, block=block)
-        tables = [_Keys(s) for s in shards] if avoid_duplicates else []
+        tables = _keys_of(shards) if avoid_duplicates else []
 
         def keys(position: int) -> tuple[int, ...]:
             source, row = self.order[position]
-            return tables[source].of(row, position, positives)
+            return tables[source](row, position, positives)
 
         def group(position: int) -> Hashable:
             source, _ = self.order[position]

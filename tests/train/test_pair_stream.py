@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from data_prep.errors import UserError
 from data_prep.files import content_id
 from data_prep.pairs.row import pair_row
-from data_prep.shards import ShardWriter
+from data_prep.shards import Shards, ShardWriter
+from train.cursor import GlobalOrder, Source
 from train.draws import Draw, Draws
 from train.encoder import EncoderConfig
+from train.finetune import FinetuneConfig
 from train.loader import Prefetch
-from train.pair_stream import PairStream, choose, load_sources
+from train.pair_stream import PairStream, choose, load_blend, load_sources, source_of
 from train.relations import Chosen, content_numbers, document_number, number_of, relations_of
 
 ENCODER = EncoderConfig(max_tokens=24, query_prompt="tanya: ")
@@ -228,3 +231,108 @@ def test_sources_that_are_missing_or_empty_are_a_mistake_with_a_fix(tmp_path: Pa
         pass
     with pytest.raises(UserError, match="none of these sources has pairs"):
         load_sources({"mine": 0.3, "pairs": 1.0}, {"pairs": tmp_path / "empty", "synth": tmp_path / "empty"})
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pairs of three sources, mixed, and mined ones of one."""
+    found = {name: tmp_path_factory.mktemp(f"labelled-{name}") for name in ("pairs", "mine")}
+    for name, folder in found.items():
+        with ShardWriter(folder, "pairs", rows_per_file=13) as writer:
+            for i in range(70):
+                source = ("legal_ms", "legal_en", "twitter")[(i * i + i // 3) % 3] if name == "pairs" else "news"
+                writer.append(pair_row(f"{name} {source} {i}", [f"jawab {name} {i % 35}"], [], source, "ms"))
+    return found
+
+
+def test_without_entries_for_sources_the_order_is_what_it_was(folders: dict[str, Path], tokenizer: Any) -> None:
+    made = stream(folders, tokenizer)
+    fingerprints = [Shards(folders[name], "pairs").fingerprint for name in ("pairs", "synth")]
+    order = GlobalOrder(
+        [Source("pairs", 37, 1.0), Source("synth", 23, 1.0)], fingerprint="/".join(fingerprints), seed=4
+    )
+    assert made.order.facts() == order.facts()
+    assert made.order.batch(0, 200) == order.batch(0, 200)
+
+
+def test_sources_of_a_stage_are_read_by_their_own_rows(labelled: dict[str, Path]) -> None:
+    shards, sources = load_sources({"pairs": 1.0, "pairs:legal_*": 0.5, "mine": 0.3}, labelled)
+    assert [s.name for s in sources] == ["mine", "pairs:legal_en", "pairs:legal_ms", "pairs:twitter"]
+    by_hand = Counter(row["source"] for row in Shards(labelled["pairs"], "pairs"))
+    for part, source in zip(shards[1:], sources[1:], strict=True):
+        name = source.name.removeprefix("pairs:")
+        assert source.rows == len(part) == by_hand[name] > 5
+        rows = part.take(list(range(len(part)))[::-1])
+        assert [r["query"] for r in rows][::-1] == [
+            r["query"] for r in Shards(labelled["pairs"], "pairs") if r["source"] == name
+        ]
+    assert shards[2].take([]) == []
+
+
+@pytest.mark.parametrize("more", [{"cap": 9}, {"temperature": 2.0}, {"cap": 12, "temperature": 1.5}, {}])
+def test_what_an_epoch_takes_is_what_was_planned(labelled: dict[str, Path], tokenizer: Any, more: Any) -> None:
+    blend = {"pairs": 1.0, "pairs:legal_*": 0.5, "mine": 0.3}
+    shards, portions = load_blend(blend, labelled, **more)
+    made = PairStream(
+        shards, [source_of(p) for p in portions], tokenizer=tokenizer, encoder=ENCODER, seed=4, order_batch=7,
+        positives=1, hard_negatives=0, homogeneous=False, avoid_duplicates=True, rank=0, ranks=1,
+    )  # fmt: skip
+    rows = made.order.epoch_rows
+    assert rows == sum(p.rows_per_epoch for p in portions)
+    draws = Draws(made.order, batch=1, end=3 * rows, arrangement=made.arrangement)
+    for epoch in range(3):
+        taken = [
+            (draw.samples[0], chosen.source, chosen.query)
+            for step in range(epoch * rows, (epoch + 1) * rows)
+            for draw in [draws(step + 1)]
+            for _, chosen in made.rows(draw)
+        ]
+        assert len({query for _, _, query in taken}) == rows, "no row twice in an epoch"
+        assert Counter(portions[place[0]].name for place, _, _ in taken) == {p.name: p.rows_per_epoch for p in portions}
+        for (number, _), source, _ in taken:
+            assert portions[number].source in (None, source)
+    assert GlobalOrder.from_facts(made.order.facts()).batch(0, rows) == made.order.batch(0, rows)
+
+
+def test_keys_of_a_source_are_those_of_its_rows(labelled: dict[str, Path], tokenizer: Any) -> None:
+    shards, sources = load_sources({"pairs:legal_*": 1.0, "pairs:twitter": 1.0}, labelled)
+    made = PairStream(
+        shards, sources, tokenizer=tokenizer, encoder=ENCODER, seed=4, order_batch=14, positives=1, hard_negatives=0,
+        homogeneous=False, avoid_duplicates=True, rank=0, ranks=1,
+    )  # fmt: skip
+    for step in range(5):  # each positive stands twice in the 70 pairs: a wrong key would leave two in a batch
+        passages = [p for _, chosen in made.rows(drawn(made, step)) for p in chosen.passages]
+        assert len(passages) == len(set(passages)) == 14
+
+
+def test_a_share_written_from_a_count_gives_the_count_back() -> None:
+    rng = random.Random(0)
+    for _ in range(20000):
+        rows = rng.randrange(1, 10 ** rng.randrange(1, 10))
+        count = rng.randrange(1, rows + 1)
+        assert Source("x", rows, count / rows).rows_per_epoch == count
+
+
+def test_settings_of_a_blend() -> None:
+    assert FinetuneConfig(blend_preset="paper").blend == {"synth": 1.0, "mine": 0.3}
+    dumped = FinetuneConfig(blend_preset="paper", blend_cap=5).model_dump()
+    assert FinetuneConfig.model_validate(dumped).blend == {"synth": 1.0, "mine": 0.3}
+    assert FinetuneConfig(blend={"pairs:legal_*": 0.5, "mine": 1}).blended == {"pairs", "mine"}
+    for changed, says in (
+        ({"blend_preset": "paper", "blend": {"pairs": 1.0}}, "say different things"),
+        ({"blend": {"pairs:": 1.0}}, "must be 'pairs', 'mine' or 'synth'"),
+        ({"blend": {"pairs": 1.5}}, "less than or equal to 1"),
+        ({"blend_temperature": 0.5}, "greater than or equal to 1"),
+        ({"blend_cap": 0}, "greater than or equal to 1"),
+        ({"blend_preset": "papre"}, "'paper'"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            FinetuneConfig(**changed)  # type: ignore[arg-type]
+
+
+def test_unset_blend_settings_leave_a_stage_as_it_was() -> None:
+    names = {"blend_cap", "blend_temperature", "blend_preset"}
+    plain = FinetuneConfig().essentials()
+    assert not names & plain.keys()
+    assert FinetuneConfig(blend_cap=7).essentials() == {**plain, "blend_cap": 7}
+    assert FinetuneConfig(blend_preset="paper").essentials() == {**plain, "blend": {"synth": 1.0, "mine": 0.3}}
