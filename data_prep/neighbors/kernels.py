@@ -1,0 +1,359 @@
+"""The loops over blocks of scores that numba compiles: count, pick, draw, and score again in float64.
+
+Imported only where it is needed: numba takes a second to load. `torch_picks` does the same without it. All loops run
+outside Python's lock, one thread a block of rows.
+
+A key holds a score and its corpus row in 64 bits such that ascending keys mean: higher score first, equal scores by
+the lower row. A distance enters as a negative score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+LANES = 128
+"""Partial sums of a float64 product: element i goes to sum i mod 128, then the sums are folded in halves. The order is
+part of the result: `scoring.py` adds in the same one."""
+EMPTY = np.int64(np.iinfo(np.int64).max)
+
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled at the first call and kept on disk; where no folder can be written, compiled in every process."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba finds no folder for its cache
+        return numba.njit(nogil=True)(function)
+
+
+@_jit
+def exact(query: Any, row: Any, euclidean: Any, lanes: Any) -> Any:
+    """The inner product, or minus the distance, of two float32 vectors: in float64, rounded once to float32."""
+    for i in range(LANES):
+        lanes[i] = 0.0
+    for start in range(0, query.shape[0], LANES):
+        a = query[start : start + LANES]
+        b = row[start : start + LANES]
+        if euclidean:
+            for i in range(a.shape[0]):
+                gap = np.float64(a[i]) - np.float64(b[i])
+                lanes[i] += gap * gap
+        else:
+            for i in range(a.shape[0]):
+                lanes[i] += np.float64(a[i]) * np.float64(b[i])
+    half = LANES // 2
+    while half > 0:
+        for i in range(half):
+            lanes[i] += lanes[i + half]
+        half //= 2
+    total = -np.sqrt(lanes[0]) if euclidean else lanes[0]
+    return np.float32(total) + np.float32(0.0)  # no -0.0: it would lose ties against 0.0
+
+
+@_jit
+def key_of(score: Any, row: Any) -> Any:
+    """The key of a float32 score and a corpus row below 2^32."""
+    bits = np.int64(np.float32(score).view(np.int32))
+    if bits < 0:
+        bits ^= np.int64(0x7FFFFFFF)
+    return (~bits << np.int64(32)) | np.int64(row)
+
+
+@_jit
+def score_of(key: Any) -> Any:
+    """The float32 score in a key."""
+    bits = ~(key >> np.int64(32))
+    if bits < 0:
+        bits ^= np.int64(0x7FFFFFFF)
+    return np.int32(bits).view(np.float32)
+
+
+@_jit
+def select(values: Any, count: Any, k: Any) -> Any:
+    """The k-th largest of the first `count` values, which are reordered."""
+    left, right, place = 0, count - 1, k - 1
+    while left < right:
+        pivot = values[(left + right) // 2]
+        i, j = left, right
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if place <= j:
+            right = j
+        elif place >= i:
+            left = i
+        else:
+            break
+    return values[place]
+
+
+@_jit
+def count(
+    scores: Any,
+    rows: Any,
+    columns: Any,
+    base: Any,
+    euclidean: Any,
+    squares: Any,
+    excluded: Any,
+    low: Any,
+    scale: Any,
+    counts: Any,
+) -> Any:
+    """Count scores [rows, columns] of corpus rows from `base` into bins [rows, bins]; the excluded row does not count.
+
+    For euclidean the scores are q·d - |d|²/2 and `squares` [rows] is |q|²: the distance is counted.
+    """
+    last = counts.shape[1] - 1
+    for i in range(rows):
+        row, bins = scores[i], counts[i]
+        square = squares[i]
+        hidden = excluded[i] - base
+        if euclidean:
+            for j in range(columns):
+                value = np.sqrt(max(square - np.float32(2.0) * row[j], np.float32(0.0)))
+                bins[min(max(np.int32((value - low) * scale), 0), last)] += np.uint32(1)
+        else:
+            for j in range(columns):
+                bins[min(max(np.int32((row[j] - low) * scale), 0), last)] += np.uint32(1)
+        if 0 <= hidden < columns:
+            value = row[hidden]
+            if euclidean:
+                value = np.sqrt(max(square - np.float32(2.0) * value, np.float32(0.0)))
+            bins[min(max(np.int32((value - low) * scale), 0), last)] -= np.uint32(1)
+
+
+@_jit
+def _approximate(key: Any, square: Any, euclidean: Any) -> Any:
+    """A key's score on the scale of the blocks: the inner product, or q·d - |d|²/2."""
+    value = np.float64(score_of(key))
+    return np.float32((square - value * value) / 2) if euclidean else np.float32(value)
+
+
+@_jit
+def _raise_floor(i: Any, state: Any, euclidean: Any, scratch: Any) -> Any:
+    """Drop what is waiting in row i and cannot be among its k best any more."""
+    keys, filled, values, places, waiting, floor, slack, squares, _ = state
+    k, n = keys.shape[1], waiting[i]
+    have = filled[i] + n
+    if have < k:
+        return
+    for j in range(filled[i]):
+        scratch[j] = _approximate(keys[i, j], squares[i], euclidean)
+    scratch[filled[i] : have] = values[i, :n]
+    edge = select(scratch, have, k) - slack[i]
+    if edge > floor[i]:
+        floor[i] = edge
+    kept = 0
+    for j in range(n):
+        if values[i, j] >= floor[i]:
+            values[i, kept] = values[i, j]
+            places[i, kept] = places[i, j]
+            kept += 1
+    waiting[i] = kept
+
+
+@_jit
+def _merge(i: Any, state: Any, base: Any, euclidean: Any, fresh: Any, merged: Any) -> Any:
+    """Put what waits in row i, whose values are exact by now, among its k best."""
+    keys, filled, values, places, waiting, floor, slack, squares, _ = state
+    k, n, have = keys.shape[1], waiting[i], filled[i]
+    worst = keys[i, k - 1]
+    new = 0
+    for j in range(n):
+        key = key_of(values[i, j], places[i, j] + base)
+        if key < worst:
+            fresh[new] = key
+            new += 1
+    waiting[i] = 0
+    if new == 0:
+        return
+    fresh[:new].sort()
+    a = b = out = 0
+    while out < k and (a < have or b < new):
+        if b >= new or (a < have and keys[i, a] < fresh[b]):
+            merged[out] = keys[i, a]
+            a += 1
+        else:
+            merged[out] = fresh[b]
+            b += 1
+        out += 1
+    keys[i, :out] = merged[:out]
+    filled[i] = out
+    if out == k:
+        edge = _approximate(keys[i, k - 1], squares[i], euclidean) - slack[i]
+        if edge > floor[i]:
+            floor[i] = edge
+
+
+@_jit
+def pick(
+    scores: Any,
+    rows: Any,
+    columns: Any,
+    offset: Any,
+    base: Any,
+    queries: Any,
+    panel: Any,
+    dimension: Any,
+    euclidean: Any,
+    state: Any,
+) -> Any:
+    """Note every score [rows, columns] that may belong to the k best of its row.
+
+    Args:
+        scores: float32; column j is row `offset + j` of `panel` and row `base + offset + j` of the corpus.
+        queries, panel: the vectors that the scores are of; rows with too many near-ties are scored exactly on the way.
+        state: keys [rows, k], filled [rows], waiting values and places in the panel [rows, room], waiting [rows],
+            floor [rows], slack [rows] (twice the rounding error of a score), |q|² [rows], excluded corpus row [rows].
+    """
+    keys, _, values, places, waiting, floor, _, _, excluded = state
+    room, k = values.shape[1], keys.shape[1]
+    scratch = np.empty(k + room, dtype=np.float32)
+    fresh = np.empty(room, dtype=np.int64)
+    merged = np.empty(k, dtype=np.int64)
+    lanes = np.empty(LANES, dtype=np.float64)
+    for i in range(rows):
+        hidden = excluded[i] - base - offset
+        row = scores[i]
+        edge, n = floor[i], waiting[i]
+        for left in range(0, columns, 16):
+            right = min(left + 16, columns)
+            hits = 0
+            for j in range(left, right):
+                hits += row[j] >= edge
+            if hits == 0:
+                continue
+            for j in range(left, right):
+                if row[j] < edge or j == hidden:
+                    continue
+                values[i, n] = row[j]
+                places[i, n] = offset + j
+                n += 1
+                if n < room:
+                    continue
+                waiting[i] = n
+                _raise_floor(i, state, euclidean, scratch)
+                n = waiting[i]
+                if 4 * n > 3 * room:
+                    for m in range(n):
+                        values[i, m] = exact(queries[i, :dimension], panel[places[i, m], :dimension], euclidean, lanes)
+                    _merge(i, state, base, euclidean, fresh, merged)
+                    n = 0
+                edge = floor[i]
+        waiting[i] = n
+
+
+@_jit
+def settle(rows: Any, base: Any, queries: Any, panel: Any, dimension: Any, euclidean: Any, state: Any) -> Any:
+    """Score all that waits exactly and merge it; in the order of the panel, which is read once that way."""
+    keys, _, values, places, waiting, _, _, _, _ = state
+    room, k = values.shape[1], keys.shape[1]
+    scratch = np.empty(k + room, dtype=np.float32)
+    fresh = np.empty(room, dtype=np.int64)
+    merged = np.empty(k, dtype=np.int64)
+    lanes = np.empty(LANES, dtype=np.float64)
+    ends = np.zeros(panel.shape[0] + 1, dtype=np.int64)
+    for i in range(rows):
+        _raise_floor(i, state, euclidean, scratch)
+        for j in range(waiting[i]):
+            ends[places[i, j] + 1] += 1
+    for j in range(1, ends.shape[0]):
+        ends[j] += ends[j - 1]
+    order = np.empty((ends[-1], 2), dtype=np.int32)
+    for i in range(rows):
+        for j in range(waiting[i]):
+            at = ends[places[i, j]]
+            order[at, 0], order[at, 1] = i, j
+            ends[places[i, j]] += 1
+    for at in range(order.shape[0]):
+        i, j = order[at]
+        values[i, j] = exact(queries[i, :dimension], panel[places[i, j], :dimension], euclidean, lanes)
+    for i in range(rows):
+        _merge(i, state, base, euclidean, fresh, merged)
+
+
+@_jit
+def pairs(queries: Any, corpus: Any, left: Any, right: Any, euclidean: Any, out: Any) -> Any:
+    """out [m] = exact score of query left[m] and corpus row right[m]."""
+    lanes = np.empty(LANES, dtype=np.float64)
+    for m in range(out.shape[0]):
+        out[m] = exact(queries[left[m]], corpus[right[m]], euclidean, lanes)
+
+
+@_jit
+def mix(value: Any) -> Any:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014): spreads 64 bits over 64 bits."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@_jit
+def draw(
+    scores: Any,
+    rows: Any,
+    columns: Any,
+    offset: Any,
+    base: Any,
+    queries: Any,
+    panel: Any,
+    dimension: Any,
+    euclidean: Any,
+    wanted: Any,
+    window: Any,
+    state: Any,
+) -> Any:
+    """Keep the `wanted` rows of the lowest hash among those inside the window of their query, and count all of them.
+
+    Args:
+        wanted: how many rows a query draws.
+        window: low and high [rows] on the scale of results; surely_low, surely_high, maybe_low, maybe_high [rows] on
+            the scale of the blocks: between surely and maybe the score is computed exactly; salts [rows] uint64.
+        state: hashes and corpus rows [rows, room], drawn [rows], edges [rows] (hashes above are too high), available
+            [rows], excluded [rows].
+    """
+    low, high, surely_low, surely_high, maybe_low, maybe_high, salts = window
+    hashes, found, drawn, edges, available, excluded = state
+    room = hashes.shape[1]
+    lanes = np.empty(LANES, dtype=np.float64)
+    scratch = np.empty(room, dtype=np.int64)
+    for i in range(rows):
+        hidden = excluded[i] - base - offset
+        row, n, edge = scores[i], drawn[i], edges[i]
+        for j in range(columns):
+            value = row[j]
+            if value < maybe_low[i] or value > maybe_high[i] or j == hidden:
+                continue
+            if value < surely_low[i] or value > surely_high[i]:
+                told = exact(queries[i, :dimension], panel[offset + j, :dimension], euclidean, lanes)
+                told = -told if euclidean else told
+                if told < low[i] or told > high[i]:
+                    continue
+            available[i] += 1
+            number = base + offset + j
+            spread = np.int64(mix(salts[i] + np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(1))
+            if spread > edge:
+                continue
+            hashes[i, n], found[i, n] = spread, number
+            n += 1
+            if n < room:
+                continue
+            scratch[:n] = -hashes[i, :n]
+            edge = -select(scratch, n, wanted)
+            kept = 0
+            for m in range(n):
+                if hashes[i, m] <= edge:
+                    hashes[i, kept], found[i, kept] = hashes[i, m], found[i, m]
+                    kept += 1
+            n = kept
+        drawn[i], edges[i] = n, edge
