@@ -30,6 +30,8 @@ OFFLINE_STYLES = (
     "question", "title", "cloze", "keywords", "heading", "extractive", "blank", "colloquial", "multi_hop",
 )  # fmt: skip
 """Styles that rules can write."""
+TEXT_STYLES = ("question", "title", "cloze", "keywords", "heading", "blank")
+"""Offline styles whose question is the document's own words: nothing was written that a filter could doubt."""
 LLM_STYLES = ("question", "keywords", "colloquial", "cross_lingual", "multi_hop")
 """Styles that a language model can be asked for."""
 STYLES = (*OFFLINE_STYLES, "cross_lingual")

@@ -53,7 +53,7 @@ def split_document(text: str) -> Parts:
     lines = text.split("\n")
     title: str | None = None
     filled = [line for line in lines if line.strip()]
-    if len(filled) > 1 and _is_title(filled[0].strip()):
+    if len(filled) > 1 and is_title(filled[0].strip()):
         title = filled[0].strip()
         lines = lines[lines.index(filled[0]) + 1 :]
     questions: list[str] = []
@@ -74,7 +74,8 @@ def split_document(text: str) -> Parts:
     return Parts(title, tuple(questions), "\n".join(body).strip())
 
 
-def _is_title(line: str) -> bool:
+def is_title(line: str) -> bool:
+    """Whether a document's first line, without white space around it, can be its title."""
     return len(line.split()) <= TITLE_MAX_WORDS and not _QUESTION.match(line) and not _FRAGMENT.search(line)
 
 

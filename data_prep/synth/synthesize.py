@@ -1,187 +1,268 @@
-"""Documents → question–passage pairs, offline: by rules alone, no model and no network.
+"""Documents → question–passage pairs: chunk, ask, generate, filter, write.
 
 Invariant: a pair's passage never contains its query, its source is `synth:STYLE`, and what is drawn for a document
-depends on the seed and the document's id. The rules are in `rules.py`.
+depends on the seed and the document's id. Documents stream through; what grows with the corpus is 16 to 32 bytes a kept
+question (to tell copies) and a hash a title.
+
+A killed run goes on where it was: finished parts lie in `scratch`, answers of a model in `cache`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-
-from data_prep.config import Section
-from data_prep.corpus.keys import text_key
 from data_prep.errors import UserError
+from data_prep.fanout import Fanout, Serial
+from data_prep.files import write_json
 from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
-from data_prep.synth.rules import STYLES, Parts, candidates, contains, cut_words, split_document, words
+from data_prep.synth.config import SynthConfig
+from data_prep.synth.filters import REFUSALS
+from data_prep.synth.part import Seen, is_written, write_part
+from data_prep.synth.statistics import write_statistics
+from data_prep.synth.tally import BASIC, Examples, Tally
 
-Share = Annotated[float, Field(ge=0, le=1)]
+if TYPE_CHECKING:
+    from data_prep.embed.embedder import Teacher
+    from data_prep.synth.roundtrip import RoundTrip
 
+__all__ = ["SynthConfig", "synthesize_pairs"]
 
-class SynthConfig(Section):
-    """`[synth]`: which questions to read out of documents."""
-
-    styles: list[str] = Field(default=["question", "title", "cloze"], min_length=1)
-    """Any of question, title, cloze, keywords; earlier ones are tried first where a document may give only a few."""
-    question_share: Share = 1.0
-    """Share of the documents (0 to 1) asked for question pairs."""
-    title_share: Share = 1.0
-    """Share of the documents asked for a title pair."""
-    cloze_share: Share = 0.5
-    """Share of the documents asked for a cloze pair: half, since a sentence is not how people search."""
-    keywords_share: Share = 0.25
-    """Share of the documents asked for a keyword pair."""
-    max_documents: Annotated[int, Field(ge=1)] | None = None
-    """Read at most this many documents, drawn by the seed; none reads all."""
-    max_pairs_per_document: Annotated[int, Field(ge=1)] = 3
-    """So that a long list of questions does not outweigh a hundred articles."""
-    min_query_words: Annotated[int, Field(ge=1)] = 2
-    """Shorter queries are too vague to have one answer."""
-    max_query_words: Annotated[int, Field(ge=1)] = 64
-    """Longer queries are dropped."""
-    min_passage_words: Annotated[int, Field(ge=1)] = 8
-    """Shorter passages hold no answer."""
-    max_passage_words: Annotated[int, Field(ge=1)] = 400
-    """Longer passages are cut here: about 600 tokens, what the published evaluation chunks hold."""
-    max_documents_per_title: Annotated[int, Field(ge=1)] = 3
-    """A first line that more documents share is a heading (Pengenalan, Naskhah Sahih), not a title."""
-    keyword_count: Annotated[int, Field(ge=2)] = 4
-    """Words in a keyword query."""
-
-    @field_validator("styles")
-    @classmethod
-    def _known_styles(cls, styles: list[str]) -> list[str]:
-        unknown = [style for style in styles if style not in STYLES]
-        if unknown or len(set(styles)) < len(styles):
-            raise ValueError(f"synth.styles = {styles} must be distinct and among {', '.join(STYLES)}")
-        return styles
+PART_ROWS = 50_000
+"""Documents of a part; fixed, so that the number of workers changes nothing."""
+EXAMPLES = 50
+"""Pairs in the report to read."""
+_BLOCK = 4096
 
 
 def synthesize_pairs(
-    config: SynthConfig, *, documents: Path, out: Path, seed: int, progress: Progress
+    config: SynthConfig,
+    *,
+    documents: Path,
+    out: Path,
+    seed: int,
+    progress: Progress,
+    evaluation_sets: Sequence[Path] = (),
+    teacher: Teacher | None = None,
+    fanout: Fanout | None = None,
+    scratch: Path | None = None,
+    cache: Path | None = None,
 ) -> dict[str, int | float]:
-    """Read pairs out of documents; write a shard folder of kind `pairs` to `out`.
+    """Make pairs of documents; write a shard folder of kind `pairs` to `out`, and `out/report.json`.
 
     Args:
         documents: a shard folder of kind `documents`.
         seed: draws documents, styles and sentences.
+        evaluation_sets: folders whose questions and documents no pair may hold, not even nearly.
+        teacher: judges the round trip instead of the config's.
+        fanout: who computes the parts; None: this process.
+        scratch: a folder that outlives a crash; None: inside `out`, removed at the end.
+        cache: folder of a model's answers and of vectors; None keeps them in `scratch`.
 
     Returns:
-        Counts: documents, pairs, one count a style of `STYLES`, and candidates refused_query_length,
-        refused_passage_length, refused_query_in_passage, refused_common_title, duplicates; documents_without_pair.
+        Counts: documents, chunks, pairs, one count a style, refused_* by filter, duplicates, documents_without_pair;
+        generator_* as the generator counted (requests, tokens, cost).
 
     Raises:
-        UserError: no pair at all.
+        UserError: no pair at all (the filters are named with their numbers), no tokenizer or teacher where one is asked
+            for, and what the generator raises.
     """
-    import numpy as np
-
     shards = Shards(documents, "documents")
-    order = np.arange(len(shards))
-    if config.max_documents is not None and config.max_documents < len(shards):
-        order = np.sort(np.random.default_rng([seed, 3]).choice(len(shards), config.max_documents, replace=False))
+    work = scratch if scratch is not None else out / ".scratch"
+    work.mkdir(parents=True, exist_ok=True)
     with progress.work("synthesise"):
-        rows = shards.take(order.tolist())
-        maker = _Maker(config, seed, rows, progress)
-        progress.begin("synthesise", len(rows), "documents")
+        read = write_statistics(config, documents=documents, seed=seed, out=work / "statistics.json", progress=progress)
+        results, folders = _parts(config, shards, documents, work, seed, progress, evaluation_sets, fanout, cache)
+        tally = Tally(config.filters.samples)
+        generator_counts: dict[str, int | float] = {}
+        for result in results:
+            tally.add(result)
+            for name, value in result["generator_counts"].items():
+                generator_counts[name] = generator_counts.get(name, 0) + value
+        trip = _round_trip(config, folders, teacher, seed, work, cache, progress)
+        examples = Examples(EXAMPLES)
+        merger = _Merger(config, tally, examples, trip, tries_foreign=_tries_foreign(config, teacher))
         with ShardWriter(out, "pairs") as writer:
-            for row in rows:
-                made = maker.pairs(row)
-                writer.extend(made)
-                maker.counts["documents_without_pair"] += not made
+            progress.begin("write pairs", None, "pairs")
+            for row in merger.rows(folders):
+                writer.append(row)
                 progress.advance(1)
-            if not maker.counts["pairs"]:
-                raise UserError(
-                    f"synth.styles = {config.styles}",
-                    f"finds no pair in {len(rows)} documents (" + maker.reasons() + ")",
-                    "add styles (cloze needs only sentences), raise their shares, or loosen the limits on words",
-                )
-    return {"documents": len(rows), **maker.counts}
+            if not tally.counts["pairs"]:
+                raise _no_pair(config, read, tally)
+        _report(out, config, tally, generator_counts, examples, trip)
+        if scratch is None:
+            shutil.rmtree(work, ignore_errors=True)
+    counts: dict[str, int | float] = {**tally.counts, "documents": read}
+    return {**counts, **{f"generator_{name}": value for name, value in generator_counts.items()}}
 
 
-_REFUSED = ("refused_query_length", "refused_passage_length", "refused_query_in_passage", "refused_common_title")
+def _parts(
+    config: SynthConfig,
+    shards: Shards,
+    documents: Path,
+    work: Path,
+    seed: int,
+    progress: Progress,
+    evaluation_sets: Sequence[Path],
+    fanout: Fanout | None,
+    cache: Path | None,
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The parts' results and folders, in the order of the documents."""
+    # A model is asked by one process: its concurrency and its spending limit hold for the run.
+    step = PART_ROWS if config.generator == "offline" else max(len(shards), 1)
+    starts = range(0, max(len(shards), 1), step)
+    folders = [work / f"part-{number:05d}" for number in range(len(starts))]
+    parts: list[dict[str, Any]] = [
+        {
+            "config": config.model_dump(mode="json"),
+            "documents": str(documents.resolve()),
+            "start": start,
+            "stop": min(start + step, len(shards)),
+            "statistics": str((work / "statistics.json").resolve()),
+            "evaluation_sets": [str(path.resolve()) for path in evaluation_sets],
+            "seed": seed,
+            "cache": str((cache or work / "answers").resolve()),
+            "out": str(folder.resolve()),
+        }
+        for start, folder in zip(starts, folders, strict=True)
+    ]
+    if config.generator == "llm" or len(parts) == 1:
+        progress.begin("ask", len(shards), "documents")
+        return [write_part(**part, progress=progress) for part in parts], folders
+    computed = (fanout or Serial()).map(
+        "data_prep.synth.part:write_part", parts, scratch=work, label="synth", progress=progress
+    )
+    return computed, folders
 
 
-class _Maker:
-    """Makes the pairs of one document after another, and counts.
-
-    Attributes:
-        counts: see `synthesize_pairs`.
-    """
-
-    def __init__(self, config: SynthConfig, seed: int, rows: list[dict[str, Any]], progress: Progress) -> None:
-        self._config, self._seed = config, seed
-        self.counts = dict.fromkeys(("pairs", *STYLES, *_REFUSED, "duplicates", "documents_without_pair"), 0)
-        self._seen: set[tuple[str, str]] = set()
-        self._shares = {style: float(getattr(config, f"{style}_share")) for style in config.styles}
-        self._titles = Counter(text_key(row["text"].partition("\n")[0]) for row in rows if "\n" in row["text"])
-        self._frequency: Counter[str] = Counter()
-        if "keywords" in config.styles:
-            progress.begin("count words", len(rows), "documents")
-            for row in rows:
-                self._frequency.update(set(words(row["text"])))
-                progress.advance(1)
-
-    def reasons(self) -> str:
-        """The refusals, for an error message."""
-        return ", ".join(f"{name} {self.counts[name]}" for name in (*_REFUSED, "duplicates"))
-
-    def pairs(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The pair rows of one document, at most `max_pairs_per_document`."""
-        import numpy as np
-
-        config = self._config
-        generator = np.random.default_rng([self._seed, int(row["id"], 16)])
-        drawn = dict(zip(STYLES, generator.random(len(STYLES)), strict=True))
-        parts = split_document(row["text"])
-        made: list[dict[str, Any]] = []
-        for style in config.styles:
-            if drawn[style] >= self._shares[style]:
-                continue
-            found = candidates(
-                parts,
-                style,
-                generator,
-                min_words=config.min_query_words,
-                max_words=config.max_query_words,
-                keyword_count=config.keyword_count,
-                document_frequency=self._frequency,
-            )
-            for query, passage in found:
-                if len(made) == config.max_pairs_per_document:
-                    return made
-                passage = cut_words(passage, config.max_passage_words)
-                reason = self._refuse(style, query, passage, parts)
-                if reason:
-                    self.counts[reason] += 1
-                    continue
-                made.append(
-                    pair_row(
-                        query, [passage], [], f"synth:{style}", row["language"],
-                        query_document=row["id"], positive_documents=[row["id"]],
-                    )
-                )  # fmt: skip
-                self.counts["pairs"] += 1
-                self.counts[style] += 1
-        return made
-
-    def _refuse(self, style: str, query: str, passage: str, parts: Parts) -> str | None:
-        """The count under which the candidate is refused, or None; one that passes is remembered."""
-        config = self._config
-        if not config.min_query_words <= len(query.split()) <= config.max_query_words:
-            return "refused_query_length"
-        if len(passage.split()) < config.min_passage_words:
-            return "refused_passage_length"
-        if contains(passage, query):
-            return "refused_query_in_passage"
-        if style == "title" and self._titles[text_key(parts.title or "")] > config.max_documents_per_title:
-            return "refused_common_title"
-        key = (text_key(query), text_key(passage))
-        if key in self._seen:
-            return "duplicates"
-        self._seen.add(key)
+def _round_trip(
+    config: SynthConfig,
+    folders: list[Path],
+    teacher: Teacher | None,
+    seed: int,
+    work: Path,
+    cache: Path | None,
+    progress: Progress,
+) -> RoundTrip | None:
+    if config.filters.round_trip is None or not any(_is_tried(config, style, True) for style in config.styles):
         return None
+    from data_prep.synth.roundtrip import RoundTrip
+
+    return RoundTrip(
+        config, [folder / "chunks" for folder in folders], teacher=teacher, seed=seed, scratch=work,
+        cache=cache, progress=progress,
+    )  # fmt: skip
+
+
+def _tries_foreign(config: SynthConfig, teacher: Teacher | None) -> bool:
+    return not (teacher.name if teacher is not None else config.teacher.kind).startswith("tfidf")
+
+
+def _is_tried(config: SynthConfig, style: str, foreign: bool) -> bool:
+    """Whether questions of a style make the round trip."""
+    return is_written(config, style) and (foreign or style != "cross_lingual")
+
+
+class _Merger:
+    """The parts' candidates, one after another, through the filters that need the whole run."""
+
+    def __init__(
+        self, config: SynthConfig, tally: Tally, examples: Examples, trip: RoundTrip | None, *, tries_foreign: bool
+    ) -> None:
+        self._config, self._tally, self._examples, self._trip = config, tally, examples, trip
+        self._foreign = tries_foreign
+        self._seen = Seen(config)
+
+    def rows(self, folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        """Pair rows in the order of the documents."""
+        first_chunk = 0
+        for folder in folders:
+            with (folder / "candidates.jsonl").open(encoding="utf-8") as file:
+                while block := [json.loads(line) for line in islice(file, _BLOCK)]:
+                    for one in block:
+                        one["chunks"] = [number + first_chunk for number in one["chunks"]]
+                    yield from self._block(block)
+            first_chunk += len(Shards(folder / "chunks", "documents", verify=False))
+
+    def _block(self, block: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        lost: set[int] = set()
+        if self._trip is not None:
+            tried = [n for n, one in enumerate(block) if _is_tried(self._config, one["style"], self._foreign)]
+            found = self._trip.found([block[n] for n in tried])
+            lost = {n for n, ok in zip(tried, found, strict=True) if not ok}
+        for number, one in enumerate(block):
+            reason = (
+                "refused_round_trip"
+                if number in lost
+                else self._seen.refuse(one["style"], one["query"], one["positives"])
+            )
+            if reason:
+                self._tally.refused(reason, one["style"], one["query"], one["positives"][0])
+                continue
+            self._tally.kept(one["style"], one["language"])
+            row = pair_row(
+                one["query"], one["positives"], [], f"synth:{one['style']}", one["language"],
+                query_document=one["query_document"], positive_documents=one["positive_documents"],
+            )  # fmt: skip
+            self._examples.offer(
+                one["style"], {"query": one["query"], "positives": one["positives"], "language": one["language"]}
+            )
+            yield row
+
+
+def _no_pair(config: SynthConfig, read: int, tally: Tally) -> UserError:
+    names = [name for name in (*BASIC, *REFUSALS, "duplicates") if tally.counts[name] or name in BASIC]
+    made = sum(counter["made"] for counter in tally.styles.values())
+    worst = max(names, key=lambda name: tally.counts[name])
+    fixes = {
+        "refused_round_trip": "raise synth.filters.round_trip, give a better synth.teacher, or set none",
+        "refused_language": "check the documents' language tags, or set synth.filters.language = false",
+        "refused_copied": "raise synth.filters.max_copied_words and max_copied_share",
+        "refused_meta": "look at the samples of the prompt's answers: the model does not do what it is asked",
+        "refused_evaluation_overlap": "the documents are the evaluation's: remove them from [corpus]",
+        "refused_repeated": "give other documents, or set synth.filters.repeated = false",
+    }
+    fix = "add styles (cloze needs only sentences), raise their shares, or loosen the limits on words"
+    return UserError(
+        f"synth.styles = {config.styles}",
+        f"finds no pair in {read} documents ({made} questions made; "
+        + ", ".join(f"{name} {tally.counts[name]}" for name in names)
+        + ")",
+        fixes.get(worst, fix) if tally.counts[worst] else fix,
+    )
+
+
+def _report(
+    out: Path,
+    config: SynthConfig,
+    tally: Tally,
+    generator_counts: dict[str, int | float],
+    examples: Examples,
+    trip: RoundTrip | None,
+) -> None:
+    told = tally.as_json()
+    write_json(
+        out / "report.json",
+        {
+            "generator": config.generator,
+            "generator_counts": generator_counts,
+            "teacher": None if trip is None else {"name": trip.teacher.name, "k": trip.k, "chunks": trip.rows},
+            "counts": told["counts"],
+            "styles": told["styles"],
+            "languages": told["languages"],
+            "filters": {
+                name: {
+                    "refused": tally.counts[name],
+                    "samples": [shown for _, shown in told["samples"].get(name, [])],
+                }
+                for name in (*BASIC, *REFUSALS, "duplicates")
+            },
+            "examples": examples.picked(),
+        },
+    )
