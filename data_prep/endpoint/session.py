@@ -62,7 +62,7 @@ class Session:
         self._pending: dict[str, asyncio.Future[Reply]] = {}
         self._clock = asyncio.get_running_loop().time
         self._resume_s = self._next_s = 0.0
-        self._limited_since_s: float | None = None
+        self._last_answer_s = float("-inf")
         self._answered, self._given_up = False, 0
         self.stopped: UserError | None = None
         self.final = False
@@ -109,7 +109,7 @@ class Session:
         while True:
             outcome = await self._try(request)
             if isinstance(outcome, Reply):
-                self._answered, self._given_up, self._limited_since_s = True, 0, None
+                self._answered, self._given_up, self._last_answer_s = True, 0, self._clock()
                 return outcome
             self._account.add(f"trouble_{outcome.kind}")
             if outcome.kind == "fatal":
@@ -210,20 +210,19 @@ class Session:
         """Seconds to wait for the rate limit; None: this request has waited long enough while others were answered."""
         now_s, patience_s = self._clock(), self._config.patience_s
         pause_s = found.wait_s if found.wait_s is not None else self._backoff(waits)
-        self._limited_since_s = self._limited_since_s or now_s
-        if pause_s > patience_s or now_s + pause_s - self._limited_since_s > patience_s:
-            rule = (
-                f"the server asks for a pause of {pause_s:.0f} s"
-                if pause_s > patience_s
-                else f"nothing but rate limits for {now_s - self._limited_since_s:.0f} s"
-            )
+        rule = ""
+        if pause_s > patience_s:
+            rule = f"the server asks for a pause of {pause_s:.0f} s"
+        elif now_s + pause_s - first_s > patience_s:
+            if self._last_answer_s > first_s:
+                return None
+            rule = f"nothing but rate limits for {now_s - first_s:.0f} s"
+        if rule:
             self._stop(
                 f"{self._config.base_url} ({found.why})",
                 f"{rule}, patience_s is {patience_s:g}{self._saved()}",
                 f"wait, lower concurrency, set requests_per_minute, or raise patience_s; {GOES_ON}",
             )
-        if now_s + pause_s - first_s > patience_s:
-            return None
         if found.wait_s is not None:  # it holds for every request, not for this one alone
             self._resume_s = max(self._resume_s, now_s + pause_s)
         return pause_s
