@@ -4,6 +4,7 @@
     rumpun run RECIPE              all stages here; skips what is done
     rumpun recipe show RECIPE      the recipe resolved, with the reason of every default
     rumpun search MODEL TEXTS      try a model by hand
+    rumpun inspect SHARDS          what is in a folder of shards
     rumpun ledger verify RUN       every sample exactly once, proven
 
 Exit codes: 0 done; 2 a mistake that the user can mend (one line, `error: …`); 1 a defect or a dead rank; 75 stopped on
@@ -26,6 +27,7 @@ from typing import Annotated, Any
 import typer
 
 from data_prep.errors import UserError
+from launch.inspect_command import inspect_command
 from launch.ledger_command import ledger_app
 from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
 
@@ -42,6 +44,7 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(ledger_app, name="ledger")
+app.command("inspect")(inspect_command)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a .toml file, or the name of one in recipes/")]
 Overrides = Annotated[
