@@ -11,25 +11,27 @@ from pydantic import ValidationError
 from data_prep.corpus.keys import text_key
 from data_prep.embed.teacher import TeacherConfig, load_teacher
 from data_prep.errors import UserError
-from data_prep.mine.mine import MineConfig, mine_pairs
+from data_prep.mine.config import MineConfig
+from data_prep.mine.mine import mine_pairs
+from data_prep.mine.policy import Policy
 from data_prep.progress import Progress
 from data_prep.shards import Shards
 
 BASE: dict[str, Any] = {
     "teacher": TeacherConfig(dimension=12),
     "neighbors": 40,
-    "negative_first_rank": 5,
-    "negative_last_rank": 40,
 }
+POLICY: dict[str, Any] = {"negative_ranks": [5, 40], "without": ["near_copy"]}
+
+
+def _config(**given: Any) -> MineConfig:
+    policy = {name: given.pop(name) for name in list(given) if name in Policy.model_fields}
+    return MineConfig(**{**BASE, **given, "policy": Policy(**{**POLICY, **policy})})
 
 
 def _mine(folder: Path, name: str = "mine", *, seed: int = 0, **config: Any) -> dict[str, int | float]:
     return mine_pairs(
-        MineConfig(**{**BASE, **config}),
-        documents=folder / "documents",
-        out=folder / name,
-        seed=seed,
-        progress=Progress(),
+        _config(**config), documents=folder / "documents", out=folder / name, seed=seed, progress=Progress()
     )
 
 
@@ -73,10 +75,17 @@ def test_every_row_keeps_the_rules(corpus: Path) -> None:
 def test_audit_tells_what_happened(corpus: Path) -> None:
     counts = _mine(corpus)
     audit = json.loads((corpus / "mine" / "audit.json").read_text())
-    assert audit["counts"] == counts and audit["policy"]["positive_min_score"] == 0.6
+    assert audit["counts"] == counts and audit["policy"]["policy"]["positive_min_score"] == 0.6
     assert sum(audit["positive_scores"]) == counts["positives"] and sum(audit["negative_scores"]) == counts["negatives"]
     assert len(audit["histogram_edges"]) == len(audit["positive_scores"]) + 1
-    assert len(audit["examples"]) == 10 and audit["examples"][0]["positives"]
+    assert list(audit["examples"]) == ["test"] and len(audit["examples"]["test"]) == 50
+    assert audit["examples"]["test"][0]["positives"]
+    assert any("at most 0.95 of the worst positive" in sentence for sentence in audit["policy_in_words"])
+    assert sum(sum(bins["negative_scores"]) for bins in audit["by_language"].values()) == counts["negatives"]
+    rules = audit["rules"]
+    assert set(rules["alone"]) <= set(rules["in_order"])
+    assert all(rules["alone"][name] >= rules["in_order"][name] for name in rules["alone"])
+    assert audit["hubness"]["texts_used"] <= counts["negatives"] and audit["hubness"]["most_used"][0]["uses"] >= 1
     assert counts["skipped_duplicate"] >= 2  # the near copy, seen from both sides
 
 
@@ -109,20 +118,23 @@ def test_caps(corpus: Path) -> None:
 
 def test_zero_pairs_name_the_best_score_and_the_setting(corpus: Path) -> None:
     found = _mine(corpus, "first", max_queries=10)["best_score"]
-    with pytest.raises(UserError, match=r"mine.positive_min_score = .*the best score is 0\.\d+") as caught:
+    with pytest.raises(UserError, match=r"mine.policy.positive_min_score = .*the best score is 0\.\d+") as caught:
         _mine(corpus, positive_min_score=found + 0.0001, max_queries=10)
     best = float(str(caught.value).split("best score is ")[1].split(")")[0])
     assert abs(best - found) <= 0.0001
     assert _mine(corpus, "again", positive_min_score=best, max_queries=10)["pairs"] > 0  # the advice works
     assert not (corpus / "mine" / "pairs" / "manifest.json").exists()
-    with pytest.raises(UserError, match=r"mine.duplicate_score = -0.9"):
+    with pytest.raises(UserError, match=r"mine.policy.duplicate_score = -0.9"):
         _mine(corpus, "x", duplicate_score=-0.9)
-    with pytest.raises(UserError, match=r"mine.min_negatives = 4"):
+    with pytest.raises(UserError, match=r"mine.policy.min_negatives = 4"):
         _mine(corpus, "y", min_negatives=4, negative_max_ratio=0.01)
 
 
 def test_too_few_documents(corpus: Path, write_documents: Any, topics: Any) -> None:
-    with pytest.raises(UserError, match=r"mine.neighbors = 40: needs at least 41 documents, there are 30"):
+    with pytest.raises(
+        UserError,
+        match=r"mine.neighbors = 40, mine.policy.negative_ranks = \[5, 40\]: needs at least 41 documents, there are 30",
+    ):
         _mine(corpus, max_documents=30)
     write_documents(corpus / "few" / "documents", [*topics(35), *(f"unik{n}" for n in range(20))])
     with pytest.raises(UserError, match="knows words of only 35 of them"):
@@ -132,16 +144,23 @@ def test_too_few_documents(corpus: Path, write_documents: Any, topics: Any) -> N
 @pytest.mark.parametrize(
     "bad",
     [
-        {"neighbors": 30},
-        {"negative_first_rank": 41},
+        {"negative_ranks": [41, 40]},
+        {"negative_ranks": [0, 40]},
+        {"negative_ranks": [40]},
+        {"negative_percentiles": [50.0, 101.0]},
+        {"negative_distances": [0.9], "negative_scores": [0.1, 0.2]},
         {"negatives_per_query": -1},
         {"max_queries": -5},
         {"positive_min_score": 1.5},
         {"negative_max_ratio": 0.0},
         {"min_negatives": 9},
-        {"backend": "faiss"},
+        {"without": ["everything"]},
+        {"preset": "hard"},
+        {"paper_corpus": "twitter"},
+        {"backend": "annoy"},
+        {"views": True, "query": "first_line"},
     ],
 )
 def test_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        MineConfig(**{**BASE, **bad})
+        _config(**bad)

@@ -1,0 +1,78 @@
+"""`[mine]`: who embeds, what is searched, and the policy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from data_prep.config import Section
+from data_prep.embed.teacher import TeacherConfig
+from data_prep.mine.policy import Policy
+from data_prep.neighbors.search import Backend
+
+
+class CrossEncoderConfig(Section):
+    """`[mine.cross_encoder]`: a model that reads query and text together and vetoes negatives that it finds relevant.
+
+    It reads only the few texts that were drawn (and as many spares), so it costs a forward pass each.
+    """
+
+    model: str
+    """A Hugging Face id, a folder, or `package:NAME`, of a sentence-transformers cross-encoder with one output."""
+    max_score: float = 0.5
+    """A negative scores below this. Scores are as the model gives them, after its own activation (mostly 0 to 1)."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """… and at least this much below the query's best positive."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Pairs in one forward pass."""
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    """Cut longer pairs here; relevance mostly shows early, and cost grows with length."""
+
+
+class MineConfig(Section):
+    """`[mine]`: which texts are searched by whom; `[mine.policy]` says what is taken from what is found."""
+
+    teacher: TeacherConfig = TeacherConfig()
+    """The embedder (`[mine.teacher]`)."""
+    second_teacher: TeacherConfig | None = None
+    """Another embedder that must agree that a negative is none (`[mine.second_teacher]`)."""
+    cross_encoder: CrossEncoderConfig | None = None
+    """A reranker that must agree too (`[mine.cross_encoder]`)."""
+    backend: Backend = "exact"
+    """`exact` (blocked matrix product) or `kdtree` (as arXiv 2402.03053; same result, much slower)."""
+    query: Literal["document", "first_line"] = "document"
+    """What stands as the query: the whole document, or its first line (its title)."""
+    max_documents: Annotated[int, Field(ge=2)] | None = None
+    """Search among at most this many documents, drawn by the seed; none takes all. Time grows with its square."""
+    max_queries: Annotated[int, Field(ge=1)] = 50_000
+    """Mine for at most this many documents, drawn by the seed."""
+    neighbors: Annotated[int, Field(ge=1)] = 50
+    """Positives are looked for among so many nearest."""
+    policy: Policy = Policy()
+    """Which of them become positives, and which negatives (`[mine.policy]`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move(cls, given: Any) -> Any:
+        """Settings of the policy that stand in `[mine]` itself belong to `[mine.policy]`."""
+        if not isinstance(given, dict):
+            return given
+        ranks = [given.pop(name, None) for name in ("negative_first_rank", "negative_last_rank")]
+        moved = {name: given.pop(name) for name in list(given) if name in Policy.model_fields and name != "policy"}
+        if any(ranks):
+            moved["negative_ranks"] = [ranks[0] or 10, ranks[1] or 50]
+        return given | {"policy": moved | dict(given.get("policy") or {})} if moved else given
+
+    @model_validator(mode="after")
+    def _query_fits_views(self) -> MineConfig:
+        if self.policy.views and self.query == "first_line":
+            raise ValueError('mine.policy.views mines whole documents: set mine.query = "document"')
+        return self
+
+    @property
+    def depth(self) -> int:
+        """How many nearest texts of any language are searched for."""
+        wide = 2 if self.policy.hubness != "none" else 1
+        ranks = self.policy.last_rank if self.policy.languages == "any" else 0
+        return max(self.neighbors, self.policy.positive_last_rank or 0, ranks * wide)
