@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from data_prep.corpus.build import CorpusConfig, build_corpus
 from data_prep.corpus.keys import text_key
-from data_prep.corpus.repair import text_cleaner
 from data_prep.errors import UserError
 from data_prep.files import content_id
 from data_prep.progress import Progress
@@ -18,18 +17,6 @@ from data_prep.shards import Shards
 
 def _build(out: Path, sets: list[Path] | None = None, **config: Any) -> dict[str, int | float]:
     return build_corpus(CorpusConfig(**config), evaluation_sets=sets or [], out=out, progress=Progress())
-
-
-def test_cleaning() -> None:
-    clean = text_cleaner()
-    assert (
-        clean("sekolah   rendah\t lama  \n\n  baris\u00a0dua\u200b\x07\r\ntiga")
-        == "sekolah rendah lama\n\nbaris dua\ntiga"
-    )
-    assert clean("dia kata â€œpergiâ€\x9d") == "dia kata “pergi”"  # mojibake of curly quotes
-    assert clean("e\u0301") == "é"
-    assert clean("你好，世界！ தமிழ் ‘ya’") == "你好，世界！ தமிழ் ‘ya’"
-    clean("rosak \ud83d sahaja").encode()  # a lone surrogate can be written
 
 
 def test_counts_rows_and_order(tmp_path: Path, write_jsonl: Any) -> None:
@@ -45,16 +32,18 @@ def test_counts_rows_and_order(tmp_path: Path, write_jsonl: Any) -> None:
     assert counts == {
         "files": 2,
         "read": 6,
+        "repaired": 1,
         "too_short": 1,
         "duplicates": 1,
+        "near_duplicates": 0,
         "evaluation_overlap": 0,
         "kept": 4,
         "characters": sum(map(len, Shards(tmp_path / "out", "documents").column("text"))),
     }
     written = list(Shards(tmp_path / "out", "documents"))
     assert [(r["source"], r["language"]) for r in written] == [
-        ("a", "und"),
-        ("a", "und"),
+        ("a", "ms"),
+        ("a", "ms"),
         ("ladang", "ms"),
         ("b", "en"),
     ]
@@ -100,11 +89,13 @@ def test_same_bytes_every_time(tmp_path: Path, topics: Any, write_jsonl: Any) ->
 def test_bad_input(tmp_path: Path, write_jsonl: Any) -> None:
     for name, says in (
         ("missing.jsonl", "no such file"),
-        ("a.csv", "is none of .jsonl"),
+        ("a.pdf", "is none of .jsonl"),
+        ("a.csv", "none is named 'text'"),
         ("a.jsonl", "'text' is missing"),
         ("short.jsonl", r"leaves no document \(1 read, 1 under 20"),
     ):
-        (tmp_path / "a.csv").write_text("x")
+        (tmp_path / "a.pdf").write_text("x")
+        (tmp_path / "a.csv").write_text("x\ny\n")
         write_jsonl(tmp_path / "a.jsonl", [{"title": "tanpa teks"}])
         write_jsonl(tmp_path / "short.jsonl", [{"text": "pendek"}])
         with pytest.raises(UserError, match=says):
