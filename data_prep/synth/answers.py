@@ -10,6 +10,8 @@ from typing import Any
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _FIELDS = ("question", "query", "text")
 _DECODER = json.JSONDecoder()
+_BRACKET = re.compile(r"[{\[]")
+_MOST_WRONG = 100
 
 
 def read_questions(text: str) -> list[str]:
@@ -29,7 +31,7 @@ def read_questions(text: str) -> list[str]:
         raise ValueError("the answer is empty")
     try:
         json.loads(cleaned)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the answer is not JSON ({error})") from error
     raise ValueError('the answer holds no {"questions": [strings]}')
 
@@ -51,13 +53,13 @@ def read_cut_questions(text: str) -> list[str]:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """Every JSON object or list in the text that lies in no other."""
-    place = 0
-    while start := re.compile(r"[{\[]").search(text, place):
+    """Every JSON object or list in the text that lies in no other; gives up after many brackets that begin none."""
+    place, wrong = 0, 0
+    while wrong < _MOST_WRONG and (start := _BRACKET.search(text, place)):
         try:
             value, place = _DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
-            place = start.end()
+            place, wrong = start.end(), wrong + 1
         else:
             yield value
 
