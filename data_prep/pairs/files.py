@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from data_prep.config import Section
-from data_prep.corpus.keys import evaluation_keys, text_key
+from data_prep.corpus.decontaminate import DecontaminateConfig, Gate, Overlap
+from data_prep.corpus.keys import text_key
 from data_prep.corpus.repair import text_cleaner
 from data_prep.errors import UserError
 from data_prep.pairs.formats import Candidate, Format, Refused, parse
@@ -32,6 +34,8 @@ _ALWAYS = (
     "files", "read", "kept", "positives", "negatives", "duplicates", "evaluation_overlap", "negatives_dropped",
     "refused_empty_query", "refused_no_positive", "refused_positive_is_query",
 )  # fmt: skip
+_REMEMBERED = 500_000
+"""Texts whose overlap is remembered, about 100 MB."""
 _ENOUGH = 1000
 """Rows after which a table that gave no pair at all is given up."""
 
@@ -59,6 +63,9 @@ class PairsConfig(Section):
     """Fail when more than this share of a file's rows are no pairs: it is then of another format than you think.
     Duplicates and evaluation texts do not count."""
 
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    """What counts as a text of an evaluation set: such pairs and negatives are left out, or the import fails."""
+
     @model_validator(mode="after")
     def _columns_are_known(self) -> PairsConfig:
         if len(set(self.columns.values())) != len(self.columns):
@@ -77,7 +84,7 @@ def import_pairs(
 
     Returns:
         Counts: files, read, kept, positives, negatives, duplicates, evaluation_overlap (pairs whose query or a positive
-        is evaluation text), below_min_score, and what was refused, as refused_REASON: empty_query, no_positive,
+        repeats evaluation text), below_min_score, and what was refused, as refused_REASON: empty_query, no_positive,
         positive_is_query, and where there are any unreadable, unknown_columns, no_query, not_text, bad_score, too_long.
         `negatives_dropped` are negatives that were empty, repeated, equal to query or positive, evaluation text, or
         over the cap. `prompts_dropped` are prompts of rows, which rumpun sets for a whole model instead.
@@ -87,7 +94,8 @@ def import_pairs(
     """
     tables = find_tables(config.files, what="pairs.files")
     with progress.work("prepare"):
-        sieve = _Sieve(config, evaluation_keys(evaluation_sets), text_cleaner())
+        clean = text_cleaner()
+        sieve = _Sieve(config, Gate(evaluation_sets, config.decontaminate, clean=clean), clean)
         progress.begin("read pairs", None, "pairs")
         with ShardWriter(out, "pairs") as writer:
             for table in tables:
@@ -123,8 +131,9 @@ class _Text:
 class _Sieve:
     """Lets sound pairs through, once each; counts the rest."""
 
-    def __init__(self, config: PairsConfig, forbidden: set[str], clean: Callable[[str], str]) -> None:
-        self._config, self._forbidden, self._clean = config, forbidden, clean
+    def __init__(self, config: PairsConfig, gate: Gate, clean: Callable[[str], str]) -> None:
+        self._config, self._gate, self._clean = config, gate, clean
+        self._overlaps: dict[str, Overlap | None] = {}
         self._wanted = None if config.format == "auto" else config.format
         self._seen: set[bytes] = set()
         self.tally = Tally()
@@ -202,16 +211,17 @@ class _Sieve:
         if not distinct:
             self.tally.refuse("below_min_score", where, f"no positive scores {least:g}", query.text)
             return None
-        if overlap := next((t for t in (query, *distinct) if t.key in self._forbidden), None):
-            self.tally.refuse("evaluation_overlap", where, "is a text of an evaluation set", overlap.text)
-            return None
+        for text in (query, *distinct):
+            if overlap := self._overlap(text):
+                self._leave_out(overlap, where, text)
+                return None
         digest = hashlib.blake2b("".join((query.key, *sorted(keys))).encode(), digest_size=16).digest()
         if digest in self._seen:
             self.tally.refuse("duplicates", where, "the same pair stood before", query.text)
             return None
         self._seen.add(digest)
-        usable = _distinct(negatives, {query.key, *keys} | self._forbidden_among(negatives))
-        usable = usable[: self._config.max_negatives]
+        usable = _distinct(negatives, {query.key, *keys})
+        usable = list(islice((t for t in usable if not self._overlap(t)), self._config.max_negatives))
         self.tally.counts["negatives_dropped"] += len(negatives) - len(usable)
         return pair_row(
             query.text,
@@ -226,8 +236,22 @@ class _Sieve:
             negative_documents=_given(t.document for t in usable),
         )
 
-    def _forbidden_among(self, texts: list[_Text]) -> set[str]:
-        return {t.key for t in texts if t.key in self._forbidden}
+    def _overlap(self, text: _Text) -> Overlap | None:
+        """The evaluation text that a text repeats; negatives stand in many rows, so that it is remembered."""
+        if text.key not in self._overlaps:
+            if len(self._overlaps) >= _REMEMBERED:
+                self._overlaps.clear()
+            self._overlaps[text.key] = self._gate.find(text.text)
+        return self._overlaps[text.key]
+
+    def _leave_out(self, overlap: Overlap, where: str, text: _Text) -> None:
+        """Count a pair that repeats an evaluation text. Raises `UserError` where the config wants that."""
+        if self._config.decontaminate.on_overlap == "fail":
+            raise UserError(
+                f"{where} repeats {overlap}", "no evaluation text may be in training",
+                'take it out, or set pairs.decontaminate.on_overlap = "remove"',
+            )  # fmt: skip
+        self.tally.refuse("evaluation_overlap", where, f"repeats {overlap}", text.text)
 
     def _text(self, text: str, score: float | None = None, document: str | None = None) -> _Text:
         if len(text) > self._config.max_chars:

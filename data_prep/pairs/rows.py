@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.errors import UserError
-from data_prep.files import expand
-from data_prep.pairs.lines import MAX_LINE_BYTES, read_lines_within
+from data_prep.files import expand, open_bytes, read_errors
 from data_prep.pairs.mds import INDEX, is_mds, read_mds
 from data_prep.shards import Shards
 
@@ -23,7 +22,10 @@ Kind = Literal["jsonl", "csv", "tsv", "parquet", "mds", "shards"]
 _ENDINGS: dict[str, Kind] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
 }  # fmt: skip
-_PACKED = (".gz", ".zst", ".zstd")
+_BATCH_ROWS = 256
+_PACKED = (".gz", ".zst")
+MAX_LINE_BYTES = 64 << 20
+"""A longer line is passed over without being held: no row of texts is that long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +103,49 @@ def read_table(table: Table) -> Iterator[Read]:
         yield from (Read(where, value) for where, value in read_mds(table.path))
     elif table.kind == "shards":
         for number, row in enumerate(Shards(table.path, "pairs")):
-            yield Read(f"{table.path}, row {number}", row)
+            yield Read(f"{table.path}, row {number + 1}", row)
     elif table.kind == "parquet":
-        from data_prep.corpus.readers import read_parquet
-
-        yield from (Read(f"{table.path}, row {number}", row) for number, row in read_parquet(table.path))
+        yield from _read_parquet(table.path)
     elif table.kind == "jsonl":
         yield from _read_jsonl(table.path)
     else:
         yield from _read_separated(table.path, table.kind)
+
+
+def _read_parquet(path: Path) -> Iterator[Read]:
+    import pyarrow as pa
+
+    from data_prep.corpus.readers import _damaged, _parquet, _values
+
+    number = 0
+    with _parquet(path) as file:
+        try:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                columns = [_values(batch.column(name)) for name in batch.schema.names]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield Read(f"{path}, row {number}", dict(zip(batch.schema.names, values, strict=True)))
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from error
+    if not number:
+        raise UserError(str(path), "is empty", "remove it from the recipe or put rows into it")
+
+
+def read_lines_within(path: Path, *, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their newline, numbered from 1; None for one of more than `limit` bytes, which is not held.
+
+    Raises `UserError` where the file is missing, empty or unreadable, or its packed stream is cut off or damaged.
+    """
+    number = 0
+    with read_errors(path, lambda: number), open_bytes(path) as stream:
+        while raw := stream.readline(limit + 1):
+            number += 1
+            whole = len(raw) <= limit
+            yield number, raw if whole else None
+            while not whole and raw and not raw.endswith(b"\n"):
+                raw = stream.readline(limit)
+    if number == 0:
+        raise UserError(str(path), "is empty", "remove it from the recipe or put text into it")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str | None, str]]:

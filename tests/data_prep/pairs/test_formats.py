@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import zstandard
 
+from data_prep.corpus.decontaminate import DecontaminateConfig
 from data_prep.errors import UserError
 from data_prep.pairs.files import PairsConfig, import_pairs
-from data_prep.pairs.lines import read_lines_within
+from data_prep.pairs.rows import read_lines_within
 from data_prep.progress import Progress
 from data_prep.shards import Shards
 
@@ -34,6 +35,12 @@ def _table(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows as the ending of the path says; lists become JSON text where cells are text."""
     name, packed = path.name, path.suffix in (".gz", ".zst")
     kind = name.split(".")[1]
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
     if kind == "jsonl":
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
@@ -60,7 +67,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "jsonl.gz", "csv.zst", "tsv.gz"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.zst", "tsv.gz"])
 @pytest.mark.parametrize(("form", "row"), FORMS)
 def test_every_format_in_every_container(tmp_path: Path, form: str, row: dict[str, Any], ending: str) -> None:
     path = _table(tmp_path / f"fail.{ending}", [row])
@@ -201,13 +208,14 @@ def test_most_rows_refused_is_a_failure(tmp_path: Path, write_jsonl: Any) -> Non
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
+        ("p.parquet", b"PAR1 but not", "is damaged or no Parquet file"),
         ("p.csv", b"query,query\na,b\n", "must name every column once"),
         ("p.csv", b'query,positive\n"a,b\n', "unexpected end"),
         ("p.csv", b"query,positive\na,b\n\xff\n", "line 3: is not UTF-8"),
         ("p.csv", b"", "is empty"),
         ("p.jsonl.gz", gzip.compress(b'{"query": "a", "positive": "b"}\n' * 999)[:-30], "cut off or damaged"),
         ("p.jsonl.zst", zstandard.compress(b'{"query": "a", "positive": "b"}\n' * 9)[:-3], "cut off or damaged"),
-        ("p.jsonl.zst", b"not zstd", "cut off or damaged"),
+        ("p.jsonl.zst", b"not zstd", "zstd stream is damaged"),
         ("p.json", b'[\n {"query": "a", "positive": "b"}\n]\n', "one JSON value over many lines"),
         ("p.txt", b"hello\n", "of no kind that pairs are read from"),
         ("shard.00000.mds", b"\0", "give the folder that holds it"),
@@ -238,6 +246,28 @@ def test_parts_of_a_compressed_file_are_read_as_one(tmp_path: Path) -> None:
     lines = [json.dumps({"query": f"q{i}", "pos": [f"p{i}" * 50]}).encode() + b"\n" for i in range(4000)]
     path.write_bytes(zstandard.compress(b"".join(lines[:1999])) + zstandard.compress(b"".join(lines[1999:])))
     assert [raw for _, raw in read_lines_within(path)] == lines
+
+
+def test_texts_near_evaluation_texts_are_left_out_by_name(
+    tmp_path: Path, write_jsonl: Any, evaluation_set: Path
+) -> None:
+    news = "Harga minyak naik lima sen mulai esok pagi."
+    rows = [
+        {"query": "harga", "pos": [f"Lapor wartawan: {news.upper()} Begitulah."]},
+        {"query": "harga kedua", "pos": ["baik"], "neg": ["Harga minyak naik ENAM sen mulai esok pagi", "lain"]},
+    ]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    found = {"files": [str(path)], "max_refused_share": 1.0}
+    counts = import_pairs(
+        PairsConfig(**found), evaluation_sets=[evaluation_set], out=tmp_path / "o", progress=Progress()
+    )
+    assert (counts["evaluation_overlap"], counts["kept"], counts["negatives_dropped"]) == (1, 1, 1)
+    assert _made(tmp_path / "o", "query", "negatives") == [("harga kedua", ["lain"])]
+    sample = json.loads((tmp_path / "o" / "report.json").read_text())["left_out"]["evaluation_overlap"]["samples"][0]
+    assert (sample["where"], sample["why"][:20]) == ("p.jsonl, line 1", "repeats document d1 ")
+    strict = PairsConfig(**found, decontaminate=DecontaminateConfig(on_overlap="fail"))
+    with pytest.raises(UserError, match=r"line 1 repeats document d1 of .*: no evaluation text may be in training"):
+        import_pairs(strict, evaluation_sets=[evaluation_set], out=tmp_path / "x", progress=Progress())
 
 
 def test_bad_columns() -> None:
