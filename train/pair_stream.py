@@ -6,12 +6,13 @@ seed and the draw of the step; the number of ranks decides only who encodes what
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.blend import Portion, is_split, plan_blend
+from data_prep.blend import Portion, blend_facts, blend_lines, is_split, plan_blend
 from data_prep.errors import UserError
 from data_prep.shards import Shards
 from train.arrange import Arrangement
@@ -109,6 +110,23 @@ def load_blend(
     }
     portions = plan_blend(blend, found, cap=cap, temperature=temperature)
     return [opened[p.stage] if p.source is None else parts[p.stage][p.source] for p in portions], portions
+
+
+def blend_table(
+    blend: Mapping[str, float],
+    folders: Mapping[str, Path],
+    *,
+    cap: int | None = None,
+    temperature: float | None = None,
+) -> list[str]:
+    """What each source would give to an epoch, as lines; reads no text. Raises `UserError` as `load_blend` does."""
+    found: dict[str, int | Mapping[str, int]] = {}
+    for stage in sorted(folders):
+        if _wanted(stage, blend):
+            shards = Shards(folders[stage], "pairs", verify=False)
+            split = is_split(stage, blend, cap=cap, temperature=temperature)
+            found[stage] = Counter(name or "" for name in shards.column("source")) if split else shards.rows
+    return blend_lines(blend_facts(plan_blend(blend, found, cap=cap, temperature=temperature)))
 
 
 def _wanted(stage: str, blend: Mapping[str, float]) -> bool:

@@ -19,7 +19,7 @@ from train.draws import Draw, Draws
 from train.encoder import EncoderConfig
 from train.finetune import FinetuneConfig
 from train.loader import Prefetch
-from train.pair_stream import PairStream, choose, load_blend, load_sources, source_of
+from train.pair_stream import PairStream, blend_table, choose, load_blend, load_sources, source_of
 from train.relations import Chosen, content_numbers, document_number, number_of, relations_of
 
 ENCODER = EncoderConfig(max_tokens=24, query_prompt="tanya: ")
@@ -267,6 +267,16 @@ def test_sources_of_a_stage_are_read_by_their_own_rows(labelled: dict[str, Path]
             r["query"] for r in Shards(labelled["pairs"], "pairs") if r["source"] == name
         ]
     assert shards[2].take([]) == []
+
+
+def test_the_table_tells_what_training_takes(labelled: dict[str, Path]) -> None:
+    blend = {"pairs": 1.0, "pairs:legal_*": 0.5, "mine": 0.3}
+    for more in ({}, {"cap": 9}, {"temperature": 2.0}):
+        _, portions = load_blend(blend, labelled, **more)  # type: ignore[arg-type]
+        lines = blend_table(blend, labelled, **more)  # type: ignore[arg-type]
+        assert [(line.split()[0], int(line.split()[2])) for line in lines[1:-1]] == [
+            (p.name, p.rows_per_epoch) for p in portions
+        ]
 
 
 @pytest.mark.parametrize("more", [{"cap": 9}, {"temperature": 2.0}, {"cap": 12, "temperature": 1.5}, {}])
