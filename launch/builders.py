@@ -76,7 +76,24 @@ class Builders:
         from data_prep.mine.mine import mine_pairs
 
         assert self.recipe.mine is not None
-        return mine_pairs(self.recipe.mine, documents=self.run / "corpus", out=out, seed=self.seed, progress=progress)
+        scratch = self.at.scratch("mine")
+        return mine_pairs(
+            self.recipe.mine, documents=self.run / "corpus", out=out, seed=self.seed, progress=progress,
+            fanout=self.at.fanout, scratch=scratch, cache=self.at.cache("embeddings"),
+            labelled=self._audit_pairs(scratch, progress),
+        )  # fmt: skip
+
+    def _audit_pairs(self, scratch: Path, progress: Progress) -> list[Path]:
+        """Labelled pairs that judge mining, as shards; evaluation text is among them, since nothing trains on them."""
+        from data_prep.pairs.files import PairsConfig, import_pairs
+
+        assert self.recipe.mine is not None
+        if not self.recipe.mine.audit_pairs:
+            return []
+        config = self.at.filled(PairsConfig(files=self.recipe.mine.audit_pairs))
+        folder = scratch / "audit_pairs"
+        import_pairs(config, evaluation_sets=[], out=folder, progress=progress)
+        return [folder]
 
     def synth(self, out: Path, progress: Progress) -> Counts:
         """Synthesise pairs from the corpus."""
@@ -84,8 +101,10 @@ class Builders:
 
         assert self.recipe.synth is not None
         return synthesize_pairs(
-            self.recipe.synth, documents=self.run / "corpus", out=out, seed=self.seed, progress=progress
-        )
+            self.at.filled(self.recipe.synth), documents=self.run / "corpus", out=out, seed=self.seed,
+            progress=progress, evaluation_sets=self.at.sets(), fanout=self.at.fanout,
+            scratch=self.at.scratch("synth"), cache=self.at.cache("synth"),
+        )  # fmt: skip
 
     def base(self, out: Path, progress: Progress) -> Counts:
         """Make or name the base."""

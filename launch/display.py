@@ -94,7 +94,7 @@ class TerminalProgress(Progress):
         try:
             yield counts
             self._finish_bar()
-            shown = ", ".join(f"{key} {format_count(value)}" for key, value in counts.items())
+            shown = ", ".join(f"{key} {format_count(value)}" for key, value in counts.items() if value)
             self.note(f"[{name}] done in {format_seconds(self._clock() - started_s)}" + (f": {shown}" if shown else ""))
         finally:
             self._drop_bar()

@@ -57,10 +57,16 @@ class Plan(Binding):
                 "pairs", made, {"pairs": pairs.model_dump(), "sets": sets}, made_by.pairs,
                 external=lambda: [*self.outside(pairs.files, "pairs.files"), *self.set_files()],
             )  # fmt: skip
-        if recipe.mine:
-            add("mine", ("corpus",), {"mine": recipe.mine.model_dump(), "seed": seed}, made_by.mine)
+        if mine := recipe.mine:
+            add(
+                "mine", (*made, "corpus"), {"mine": mine.model_dump(mode="json"), "seed": seed}, made_by.mine,
+                external=lambda: self.outside(mine.audit_pairs, "mine.audit_pairs"),
+            )  # fmt: skip
         if recipe.synth:
-            add("synth", ("corpus",), {"synth": recipe.synth.model_dump(), "seed": seed}, made_by.synth)
+            add(
+                "synth", ("corpus",), {"synth": recipe.synth.model_dump(mode="json"), "sets": sets, "seed": seed},
+                made_by.synth, external=self.set_files,
+            )  # fmt: skip
         add(
             "base", ("tokenizer",) if recipe.base.random else (), {"base": recipe.base.model_dump(), "seed": seed},
             made_by.base,

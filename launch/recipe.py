@@ -24,9 +24,9 @@ from data_prep.config import Section
 from data_prep.corpus.build import CorpusConfig
 from data_prep.demo.generate import GenerateConfig
 from data_prep.errors import UserError
-from data_prep.mine.mine import MineConfig
+from data_prep.mine.config import MineConfig
 from data_prep.pairs.files import PairsConfig
-from data_prep.synth.synthesize import SynthConfig
+from data_prep.synth.config import SynthConfig
 from data_prep.tokenizer import TokenizerConfig
 from data_prep.tokens import TokensConfig
 from eval.retrieval import EvalConfig

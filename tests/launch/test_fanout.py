@@ -55,7 +55,9 @@ def array(workers: int = 2, **more: int) -> ArrayFanout:
 
 
 @pytest.mark.parametrize(
-    "fanout", [LocalFanout(2, threads=3), pytest.param(array(max_array_tasks=2), marks=pytest.mark.slow)], ids=str
+    "fanout",
+    [LocalFanout(2, threads=3), pytest.param(array(max_array_tasks=2), marks=pytest.mark.slow)],
+    ids=["local", "array"],
 )
 def test_each_part_once_and_in_order(fanout: Fanout, tmp_path: Path, log: str) -> None:
     parts = [{"number": n, "log": log} for n in range(5)]
@@ -68,7 +70,9 @@ def test_each_part_once_and_in_order(fanout: Fanout, tmp_path: Path, log: str) -
         assert {r["threads"] for r in results[2:]} == {"3"}
 
 
-@pytest.mark.parametrize("fanout", [LocalFanout(2), pytest.param(array(), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "fanout", [LocalFanout(2), pytest.param(array(), marks=pytest.mark.slow)], ids=["local", "array"]
+)
 def test_a_mistake_in_a_part_is_the_users(fanout: Fanout, tmp_path: Path, log: str) -> None:
     parts = [{"number": n, "log": log, "how": "mistake" if n == 1 else ""} for n in range(3)]
     with pytest.raises(UserError, match="value 3: must be 2"):
