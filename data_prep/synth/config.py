@@ -8,9 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from data_prep.config import Section
 from data_prep.embed.teacher import TeacherConfig
+from data_prep.mine.policy import Policy
 from data_prep.synth.chunks import ChunksConfig
 from data_prep.synth.filters import FiltersConfig
 from data_prep.synth.generator import OFFLINE_STYLES, STYLES
+from data_prep.synth.llm import LlmConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -71,6 +73,12 @@ class SynthConfig(Section):
     teacher: TeacherConfig = TeacherConfig(reduction="random", dimension=1024, min_documents=1)
     """Who judges the round trip; TF-IDF cosines need no model, and rules ask with words of their passage."""
 
+    llm: LlmConfig | None = None
+    """The chat endpoint of `generator = "llm"`."""
+    negatives: Policy | None = None
+    """Mine hard negatives for the pairs by this policy; without this table they get none (their batch gives them
+    others)."""
+
     @field_validator("styles")
     @classmethod
     def _known_styles(cls, styles: list[str]) -> list[str]:
@@ -88,6 +96,8 @@ class SynthConfig(Section):
                         f'synth.styles = {self.styles}: {style!r} needs generator = "llm" (rules do not translate); '
                         f"offline: {', '.join(OFFLINE_STYLES)}"
                     )
+        if self.generator == "llm" and self.llm is None:
+            raise ValueError('synth.generator = "llm" needs [synth.llm] with base_url and model')
         if "heading" in self.styles and self.chunks is None:
             raise ValueError("synth.styles: 'heading' needs documents that are cut. Fix: add [synth.chunks]")
         return self

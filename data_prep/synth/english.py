@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 _POINTERS = re.compile(
-    r"\b(?:he|she|it|its|they|them|their|theirs|his|her|him|this|that|these|those|we|us|our|i|my|me|you|your|here|there|"
+    r"\b(?:he|she|it|its|they|them|their|theirs|his|her|him|this|that|these|those|we|us|our|i|my|me|you|your|here|"
+    r"there|"
     r"such|said|former|latter|above|below|following|yesterday|today|tomorrow|tonight|now|then|also|however|another|"
     r"other|same|who|whom|which|whose|when|where|while|because|since|although|if|but)\b",
     re.IGNORECASE,
@@ -43,8 +44,18 @@ _SETTLED = frozenset(["located", "held", "situated", "based", "built", "born", "
 _PLACE = re.compile(r"^(?:the )?[A-Z][\w'’-]+(?:,? (?:[A-Z][\w'’-]+|of|and|the))*$")
 _WHO = re.compile(r"^(?:the )?[A-Z][\w'’.-]+(?: [A-Z][\w'’.-]+)*$")
 _HUMAN = re.compile(
-    r"^(?:a|an|the|one of(?: the)?) (?:\w+ ){0,3}(?:actor|actress|singer|politician|minister|president|founder|writer|"
-    r"author|player|leader|scholar|king|queen|sultan|poet|director|scientist|teacher|professor|chief|chairman|officer)\b"
+    r"^(?:a|an|the|one of(?: the)?) (?:\w+ ){0,3}(?:analyst|lecturer|activist|lawyer|coach|actor|actress|singer|"
+    r"politician|minister|president|founder|writer|"
+    r"author|player|leader|scholar|king|queen|sultan|poet|director|scientist|teacher|professor|chief|chairman|"
+    r"officer)\b",
+    re.IGNORECASE,
+)
+# Praise, comparison and examples define nothing.
+_OPINION = re.compile(
+    r"^(?:the |an? )?(?:most|best|key|only|main|reason|outcome|result|same|must|attempt|serious|example|one|once|"
+    r"bigger|"
+    r"promising|great|good|important|major|big|first|second|last)\b|^one of|^the \w+(?:s|ing)? of (?:the|his|her|"
+    r"their)\b"
 )
 _PURPOSE = re.compile(
     r"^[Tt]he (?P<what>(?:main |primary |key )?(?:purpose|aim|goal|objective|role|function)) of (?P<subject>.{4,80}?) "
@@ -77,7 +88,12 @@ def _subject(phrase: str, *, most: int = _MAX_SUBJECT) -> bool:
     words = phrase.split()
     if not 1 <= len(words) <= most or "," in phrase or words[0].lower() in _NO_SUBJECT or _POINTERS.search(phrase):
         return False
-    return words[-1].lower() not in ("of", "in", "and", "or", "to", "the")
+    if words[-1].lower() in ("of", "in", "and", "or", "to", "the") or re.search(
+        r"\b(?:is|are|was|were|has|have)\b", phrase
+    ):
+        return False
+    # "the proposal" is known from the text alone; "the Quran" is known.
+    return not (words[0].lower() == "the" and len(words) <= 3 and phrase[4:].islower())
 
 
 def _is(sentence: str) -> tuple[str, str] | None:
@@ -88,7 +104,9 @@ def _is(sentence: str) -> tuple[str, str] | None:
     if _HUMAN.match(match["rest"]):
         named = all(word[0].isupper() for word in subject.split())
         return ("person", f"Who {verb} {subject}?") if named else None
-    if verb in ("was", "were"):  # "the result was a surprise" answers nothing that one would look up
+    if (
+        verb in ("was", "were") or _OPINION.match(match["rest"]) or re.match(r"(?:Dr|Prof|Mr|Mrs)\b", subject)
+    ):  # "the result was a surprise" answers nothing that one would look up
         return None
     return "definition", f"What {verb} {subject}?"
 

@@ -11,10 +11,14 @@ import re
 from dataclasses import dataclass
 
 from data_prep.synth import english, malay
+from data_prep.synth.malay_facts import office
 from data_prep.synth.sentences import sentences
+from data_prep.synth.studies import about_study
 
 _DATELINE = re.compile(r"^[A-Z][A-Z .,'()]{2,40}(?:\d{1,2} \w{3,9}\.?|:|\s[-–—])?\s?[-–—:]\s+")
-_NOISE = re.compile(r"[\"“”«»<>{}\[\]|•_]|https?:|\.\.|\(\w{1,3}\)|\w/\w+/|^[-–—*(]|\d+\)|;")
+_NOISE = re.compile(r"[\"“”«»<>{}\[\]|•_]|https?:|\.\.|\(\w{1,3}\)|\w/\w+/|^[-–—*(]|\d+\)|;|:\s")
+# What pages put before their text: buttons for the size of letters, labels of speakers.
+_FURNITURE = re.compile(r"^(?:A\+ A-\s+)?(?:[A-Z]{4,12}: )?")
 _CLAUSE = re.compile(r"^\(?\d{1,3}[A-Z]?[.)]\s+(?:\(\d{1,3}\)\s+)?")
 _LOWER = re.compile(r"\b[a-z][a-z'-]+\b")
 # Nouns and verbs built with affixes are no names.
@@ -32,7 +36,7 @@ class Extracted:
     Attributes:
         question: ends with a question mark.
         sentence: the sentence that it was read from.
-        kind: the rule: definition, date, place, number, reason, purpose, agent, penalty …
+        kind: the rule: definition, date, place, number, reason, purpose, agent, penalty, study …
     """
 
     question: str
@@ -40,18 +44,19 @@ class Extracted:
     kind: str
 
 
-def extract(text: str, language: str) -> list[Extracted]:
+def extract(text: str, language: str, title: str = "") -> list[Extracted]:
     """All questions of a text, in its order, at most one a sentence.
 
     Args:
         text: a chunk, without its title.
         language: ms, id, en; `mixed` and `und` are tried as Malay, then as English; others give nothing.
+        title: of the document; questions of kind `study` hold it.
     """
     plain = lower_words(text)
     found: list[Extracted] = []
     seen: set[str] = set()
     for sentence in sentences(text):
-        made = of_sentence(sentence, language, plain)
+        made = of_sentence(sentence, language, plain, title)
         if made and made.question.lower() not in seen:
             seen.add(made.question.lower())
             found.append(made)
@@ -63,23 +68,28 @@ def lower_words(text: str) -> frozenset[str]:
     return frozenset(_LOWER.findall(text))
 
 
-def of_sentence(sentence: str, language: str, plain_words: frozenset[str]) -> Extracted | None:
-    """The question that a sentence answers, or None. `plain_words`: see `lower_words`."""
-    plain = " ".join(_CLAUSE.sub("", _DATELINE.sub("", sentence.replace("\n", " ").strip())).split())
-    if plain[-1:] not in (".", "!"):
+def of_sentence(
+    sentence: str, language: str, plain_words: frozenset[str] = frozenset(), title: str = ""
+) -> Extracted | None:
+    """The question that a sentence answers, or None. `plain_words`: see `lower_words`; `title`: see `extract`."""
+    plain = " ".join(
+        _CLAUSE.sub("", _DATELINE.sub("", _FURNITURE.sub("", sentence.replace("\n", " ").strip()))).split()
+    )
+    if plain[-1:] not in (".", "!", '"', "”"):
         return None  # a heading, a list entry, a question
-    rooms = {"ms": (malay,), "id": (malay,), "en": (english,), "mixed": (malay, english), "und": (malay, english)}
-    for room in rooms.get(language, ()):
-        if made := room.definition_in_quotes(plain):
-            return Extracted(made[1], sentence, made[0])
-    if not MIN_WORDS <= len(plain.split()) <= MAX_WORDS or _NOISE.search(plain) or not plain[0].isupper():
-        return None
-    plain = _cased(plain.rstrip(".!").strip(), plain_words)
-    made = None
-    if language in ("ms", "id", "mixed", "und"):
-        made = malay.question_of(plain, indonesian=language == "id")
-    if made is None and language in ("en", "mixed", "und"):
-        made = english.question_of(plain)
+    malay_like = language in ("ms", "id", "mixed", "und")
+    made: tuple[str, str] | None = None
+    for room in ([malay] if malay_like else []) + ([english] if language in ("en", "mixed", "und") else []):
+        made = made or room.definition_in_quotes(plain)
+    made = made or about_study(plain, title, language)
+    words = len(plain.split())
+    if made is None and MIN_WORDS <= words <= MAX_WORDS and plain[0].isupper() and not _NOISE.search(plain):
+        bare = _cased(plain.rstrip(".!").strip(), plain_words)
+        made = malay.question_of(bare, indonesian=language == "id") if malay_like else None
+        if made is None and language in ("en", "mixed", "und"):
+            made = english.question_of(bare)
+    if made is None and malay_like and language != "id":
+        made = office(plain)
     return Extracted(made[1], sentence, made[0]) if made else None
 
 

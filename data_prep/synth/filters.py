@@ -68,6 +68,7 @@ _PARTICLES = frozenset(_ASKING.split())
 # Malay and Indonesian share most words of a short question, and a mixture is how people write.
 _NEAR = {"ms": {"ms", "id"}, "id": {"ms", "id"}}
 _TAG_WORDS = 4
+_NAMES = re.compile(r"(?<=\s)[A-Z][\w'’-]*|[\"“][^\"”]*[\"”]")
 
 
 class FiltersConfig(Section):
@@ -82,10 +83,9 @@ class FiltersConfig(Section):
     """Further regular expressions to refuse, compared without case."""
     language: bool = True
     """Refuse a question that is not in the language asked for. Malay and Indonesian pass for each other, mixed for all;
-    colloquial questions and those under 4 words are not judged."""
+    colloquial questions and those of fewer than 4 words besides names are not judged."""
     max_copied_words: Annotated[int, Field(ge=2)] = 12
-    """Refuse a question that repeats more words of its passage in a row: it is the text with a question mark. Questions
-    by rules are built from a clause of up to 18 words."""
+    """Refuse a question that repeats more words of its passage in a row: it is the text with a question mark."""
     max_copied_share: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Refuse a model's question of 6 words or more when a larger share of them stands in one sentence of the passage.
     Keywords are meant to be the passage's words and pass."""
@@ -209,7 +209,9 @@ class TextFilters:
     def _language_fits(self, question: str, language: str) -> bool:
         if self._tagger is None or language not in ("ms", "id", "en", "zh", "ta"):
             return True
-        if len(words_of(question)) < _TAG_WORDS and language in ("ms", "id", "en"):
+        # Names belong to no language: "What is Kota Tinggi?" is English.
+        plain = _NAMES.sub(" ", question)
+        if len(words_of(plain)) < _TAG_WORDS and language in ("ms", "id", "en"):
             return True
-        found = self._tagger.tag(question)
+        found = self._tagger.tag(plain)
         return found in ("mixed", "und") or found in _NEAR.get(language, {language})

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 
+from data_prep.synth.malay_facts import fact_of
 from data_prep.synth.malay_words import (
     AMOUNT,
     DATE,
     HEADS,
     MEASURES,
     NAME,
-    NO_SUBJECT,
     NOUN,
     PERSON,
     POINTERS,
@@ -23,8 +23,8 @@ from data_prep.synth.malay_words import (
     TITLED,
     VERB,
 )  # fmt: skip
+from data_prep.synth.phrases import inside, is_clause, is_subject
 
-_MAX_SUBJECT = 9
 _WHEN_END = re.compile(rf"^(?P<clause>.+?),? pada (?P<date>{DATE})(?: lalu| lepas)?(?P<rest>,? .*)?$")
 _WHEN_FRONT = re.compile(rf"^[Pp]ada (?P<date>{DATE})(?: lalu| lepas)?,? (?P<clause>.+)$")
 _WHERE = re.compile(
@@ -73,9 +73,9 @@ _PENALTY = re.compile(
 _REFERENCE = re.compile(
     r"\b(?:subseksyen|perenggan|seksyen|peraturan|perintah|perkara) ?\(?\d|\bini\b|\btersebut\b|\bitu\b", re.IGNORECASE
 )
-_HANGING = re.compile(
-    r"\b(?:bukan|bukanlah|dek|adalah|oleh|atau|dan|yang|tidak|hanya|untuk|bagi|dengan|di|ke|dari|daripada|pada|sebagai|"
-    r"adalah bagi|mungkin|sebahagiannya|terutama|khususnya)$"
+# "Fasal 7" is the seventh clause of any bill.
+_NUMBERED = re.compile(
+    r"^(?:sub)?(?:fasal|seksyen|bahagian|jadual|perkara|perenggan|artikel|pasal) [\w()]+$", re.IGNORECASE
 )
 _NO_EVENT = re.compile(r"^(?:alasan|punca|sebab|faktor|kenyataan|kes|kejadian)\b", re.IGNORECASE)
 
@@ -98,33 +98,7 @@ def question_of(sentence: str, *, indonesian: bool = False) -> tuple[str, str] |
         if made:
             return made
     when, why = ("Kapan", "Mengapa") if indonesian else ("Bilakah", "Mengapakah")
-    return _when(sentence, when) or _why(sentence, why) or _is(sentence)
-
-
-def verb_in(phrase: str) -> bool:
-    """Whether a phrase holds a word with the prefix of a verb, outside a relative clause (yang …)."""
-    return VERB.search(phrase.partition(" yang ")[0]) is not None
-
-
-def _subject(phrase: str, *, most: int = _MAX_SUBJECT) -> bool:
-    """Whether a phrase can stand as a subject that is understood alone."""
-    parts = phrase.split()
-    if not 1 <= len(parts) <= most or "," in phrase or parts[0].lower() in NO_SUBJECT or _HANGING.search(phrase):
-        return False
-    if POINTERS.search(phrase) or verb_in(phrase):
-        return False
-    return any(len(part) > 2 for part in parts)
-
-
-def _clause(clause: str, *, most: int = 18) -> bool:
-    """Whether a clause can be asked about: it names its subject, and says something of it."""
-    parts = clause.split()
-    if not 3 <= len(parts) <= most or "," in clause or parts[0].lower() in NO_SUBJECT or _HANGING.search(clause):
-        return False
-    if POINTERS.search(clause) or " yang " in clause or VERB.match(clause):
-        return False
-    # A name, a number or a long noun phrase tells which event is meant; "harga naik" does not.
-    return any(part[0].isupper() for part in parts) or len(parts) >= 6
+    return _when(sentence, when) or _why(sentence, why) or _is(sentence) or fact_of(sentence)
 
 
 def _when(sentence: str, ask: str) -> tuple[str, str] | None:
@@ -133,7 +107,7 @@ def _when(sentence: str, ask: str) -> tuple[str, str] | None:
         return None
     clause = match["clause"].rstrip(",")
     rest = match.groupdict().get("rest") or ""
-    if not _clause(clause) or len(rest.split()) > 8 or re.search(rf"\b(?:sejak|berbanding|{DATE})\b", clause):
+    if not is_clause(clause) or len(rest.split()) > 8 or re.search(rf"\b(?:sejak|berbanding|{DATE})\b", clause):
         return None
     if not (VERB.search(clause) or re.search(r"\b(?:lahir|tiba|meninggal|tamat|kembali|menang|kalah|mula)\b", clause)):
         return None
@@ -146,7 +120,7 @@ def _where(sentence: str) -> tuple[str, str] | None:
     match = _WHERE.match(sentence)
     if not match or len((match["rest"] or "").split()) > 10:
         return None
-    return ("place", f"Di manakah {match['clause']}?") if _clause(match["clause"]) else None
+    return ("place", f"Di manakah {match['clause']}?") if is_clause(match["clause"]) else None
 
 
 def _is(sentence: str) -> tuple[str, str] | None:
@@ -156,22 +130,22 @@ def _is(sentence: str) -> tuple[str, str] | None:
     subject, verb, rest = match["subject"].strip(), match["verb"], match["rest"].strip()
     if subject.lower().startswith("antara "):
         head = subject[7:]
-        return ("definition", f"Apakah {head}?") if HEADS.match(head) and _subject(head, most=14) else None
-    headed = HEADS.match(subject) is not None and len(subject.split()) >= 3
-    if not _subject(subject, most=14 if headed else _MAX_SUBJECT):
+        return ("definition", f"Apakah {head}?") if HEADS.match(head) and is_subject(head, most=14) else None
+    headed = HEADS.match(subject) is not None and len(subject.split()) >= (5 if " yang " in subject else 3)
+    if not is_subject(subject, most=14 if headed else 9):
         return None
     if verb.startswith(("ber", "dit", "did", "meruj", "meng")):
-        return "definition", f"Apakah maksud {subject}?"
+        return "definition", f"Apakah maksud {inside(subject)}?"
     if AMOUNT.match(rest) and len(subject.split()) >= 2:
-        return "number", f"Berapakah {subject}?"
+        return "number", f"Berapakah {inside(subject)}?"
     if headed and not re.match(r"(?:amat|sangat|begitu|lebih|ber\w+|ter\w+|sama|penting|jelas|apabila|jika)\b", rest):
-        return "definition", f"Apakah {subject}?"
+        return "definition", f"Apakah {inside(subject)}?"
     named = all(part[0].isupper() for part in subject.split() if len(part) > 3)
     if PERSON.match(rest) and named:
         return "person", f"Siapakah {subject}?"
     if TITLED.match(subject) or not NOUN.match(rest) or " yang " in f" {subject} ":
         return None
-    return "definition", f"Apakah {subject}?"
+    return "definition", f"Apakah {inside(subject)}?"
 
 
 def _how_many(sentence: str) -> tuple[str, str] | None:
@@ -189,14 +163,14 @@ def _how_many(sentence: str) -> tuple[str, str] | None:
 
 def _worth(sentence: str) -> tuple[str, str] | None:
     match = _WORTH.match(sentence)
-    if not match or not _subject(match["subject"], most=12) or len(match["number"].split()) > 8:
+    if not match or not is_subject(match["subject"], most=12) or len(match["number"].split()) > 8:
         return None
-    return "number", f"Berapakah {MEASURES[match['verb']]} {match['subject']}?"
+    return "number", f"Berapakah {MEASURES[match['verb']]} {inside(match['subject'])}?"
 
 
 def _why(sentence: str, ask: str) -> tuple[str, str] | None:
     match = _WHY.match(sentence)
-    if not match or not _clause(match["clause"]) or len(match["reason"].split()) < 3:
+    if not match or not is_clause(match["clause"]) or len(match["reason"].split()) < 3:
         return None
     if SAYING.search(match["clause"]) or _NO_EVENT.match(match["clause"]) or _IS.match(match["clause"]):
         return None
@@ -205,28 +179,34 @@ def _why(sentence: str, ask: str) -> tuple[str, str] | None:
 
 def _purpose(sentence: str) -> tuple[str, str] | None:
     match = _PURPOSE.match(sentence)
-    if not match or not _subject(match["subject"], most=14) or len(match["subject"].split()) < 2:
+    if not match or not is_subject(match["subject"], most=14) or len(match["subject"].split()) < 2:
         return None
-    return "purpose", f"Apakah tujuan {match['subject']}?"
+    if _NUMBERED.match(match["subject"]):
+        return None
+    return "purpose", f"Apakah tujuan {inside(match['subject'])}?"
 
 
 def _by(sentence: str) -> tuple[str, str] | None:
     match = _BY.match(sentence)
-    if not match or not _clause(match["clause"]) or match["verb"] in ("diikuti", "disebabkan", "dihadiri", "disertai"):
+    if (
+        not match
+        or not is_clause(match["clause"])
+        or match["verb"] in ("diikuti", "disebabkan", "dihadiri", "disertai")
+    ):
         return None
     return "agent", f"Oleh siapakah {match['clause']}?"
 
 
 def _known_as(sentence: str) -> tuple[str, str] | None:
     match = _KNOWN_AS.match(sentence)
-    if not match or not _subject(match["subject"], most=8) or " yang " in match["subject"]:
+    if not match or not is_subject(match["subject"], most=8) or " yang " in match["subject"]:
         return None
-    return "name", f"Apakah nama lain bagi {match['subject']}?"
+    return "name", f"Apakah nama lain bagi {inside(match['subject'])}?"
 
 
 def _consists(sentence: str) -> tuple[str, str] | None:
     match = _CONSISTS.match(sentence)
-    if not match or not _subject(match["subject"]):
+    if not match or not is_subject(match["subject"]):
         return None
     subject = match["subject"]
     return "parts", f"{subject[0].upper()}{subject[1:]} {match['verb']} apa?"

@@ -9,7 +9,8 @@ POINTERS = re.compile(
     r"tadi|sini|sana|situ|begini|begitu|demikian|sedemikian|semalam|esok|kelmarin|kemarin|kata|berkata|ujar|jelas|"
     r"tambah|lain|yakni|bahawa|bahwa|manakala|sedangkan|sementara|namun|tetapi|tapi|malah|seterusnya|selain|justeru|"
     r"juga|turut|bagaimanapun|pula|sahaja|saja|lalu|lepas|kini|sekarang|kelak|nanti|dahulu|terdahulu|lagi|sama|"
-    r"tahap kedua|berikut|berikutnya|di atas|di bawah|apa|siapa|mengapa|mana|ketiga-tiga|kedua-dua)\b|"
+    r"tahap kedua|berikut|berikutnya|di atas|di bawah|apa|siapa|mengapa|mana|ketiga-tiga|kedua-dua|jika|sekiranya|"
+    r"apabila|kerana|karena|supaya|agar|bagaimana|bahwasanya)\b|"
     # -nya at the end of a noun has its owner elsewhere; "hanya", "biasanya" and their like have none.
     r"\b(?!hanya|tanya|punya|ternyata|biasanya|umumnya)\w+nya\b",
     re.IGNORECASE,
@@ -27,8 +28,8 @@ tanpa terhadap sekali satu salah mereka bermula seramai sebanyak sejumlah seoran
 tatkala biar demi sesungguhnya akibat sehubungan susulan paling lebih amat sangat lihat begitulah segala pelbagai
 beberapa ramai banyak dua tiga empat lima enam tujuh lapan sembilan sepuluh kali alasan keadaan situasi kebanyakan
 sebahagian kita dek para cukup mujur mungkin ternyata jelas memang bukankah antaranya pihak umum orang kes kejadian
-hasilnya sepanjang terutama khususnya kini dulu dahulu perkembangan kenyataan insiden tragedi benda pertama kedua
-ketiga keempat kelima terakhir
+hasilnya sepanjang terutama khususnya kini dulu dahulu perkembangan ambil suatu sesuatu karena setengah kenyataan
+insiden tragedi benda pertama kedua ketiga keempat kelima terakhir
 """
 NO_SUBJECT = frozenset(_OPENERS.split())
 """A subject that is understood alone does not begin with one of these."""

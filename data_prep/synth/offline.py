@@ -74,13 +74,19 @@ class OfflineGenerator:
         if ask.style == "blank":
             return self._blanks(extracted, ask.count, random)
         picked = _spread(extracted, ask.count)
-        if ask.style == "extractive":
-            return [Made(one.question) for one in picked]
-        typed = [colloquial(one.question, ask.language, random) for one in picked]
-        return [Made(question) for question in typed if question]
+        body = split_document(ask.chunks[0]).body
+        made = []
+        for one in picked:
+            typed = one.question if ask.style == "extractive" else colloquial(one.question, ask.language, random)
+            if typed:  # a question that holds the title is not to be found by it
+                made.append(Made(typed, body if one.kind == "study" else None))
+        return made
 
-    def _extract(self, chunk: str, ask: Ask) -> list[Extracted]:
-        return extract(split_document(chunk).body, ask.language)
+    @staticmethod
+    def _extract(chunk: str, ask: Ask) -> list[Extracted]:
+        parts = split_document(chunk)
+        title = ask.title.split(TITLE_MARK)[0] or parts.title or ""
+        return extract(parts.body, ask.language, title)
 
     def _heading(self, ask: Ask) -> list[Made]:
         """The heading with its document's title before it; the passage is the chunk below the heading."""
@@ -118,7 +124,8 @@ def _spread(extracted: list[Extracted], count: int) -> list[Extracted]:
     kinds: dict[str, int] = {}
     rank = []
     for place, one in enumerate(extracted):
-        rank.append((kinds.get(one.kind, 0), place))
+        # Everybody names offices in passing; they are asked about where there is little else.
+        rank.append((kinds.get(one.kind, 0) + 100 * (one.kind == "office"), place))
         kinds[one.kind] = kinds.get(one.kind, 0) + 1
     return [extracted[place] for place in sorted(place for _, place in sorted(rank)[:count])]
 

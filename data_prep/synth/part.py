@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.corpus.keys import text_key
 from data_prep.files import content_id, disk_errors, read_json
@@ -23,6 +23,9 @@ from data_prep.synth.filters import TextFilters, question_key, tidy
 from data_prep.synth.generator import LLM_STYLES, TEXT_STYLES, Ask, Generator, Made
 from data_prep.synth.rules import contains, cut_words
 from data_prep.synth.tally import Tally
+
+if TYPE_CHECKING:
+    from data_prep.synth.llm import LlmGenerator
 
 BLOCK = 512
 """Documents that are asked about together."""
@@ -66,11 +69,12 @@ def write_part(
         ShardWriter(folder / "chunks", "documents") as chunks,
         disk_errors(path),
         path.open("w", encoding="utf-8") as file,
+        maker,
     ):
         while block := list(islice(rows, BLOCK)):
             for candidate in maker.block(block, chunks, progress or Progress()):
                 file.write(json.dumps(candidate, ensure_ascii=False) + "\n")
-            if progress is not None:
+            if progress is not None and settings.generator == "offline":  # a model's answers move the bar themselves
                 progress.advance(len(block))
     return {**maker.tally.as_json(), "generator_counts": maker.generator_counts()}
 
@@ -109,10 +113,24 @@ class PartMaker:
         offline = OfflineGenerator(config, seed, statistics["words"])
         for style in config.styles:
             self._generators[style] = offline
+        self._llm: LlmGenerator | None = None
+        if config.generator == "llm":
+            assert config.llm is not None  # the config sees to it
+            from data_prep.synth.llm import LlmGenerator
+
+            self._llm = LlmGenerator(config.llm, log=cache)
+            self._generators.update({style: self._llm for style in config.styles if style in LLM_STYLES})
         self._filters = TextFilters(config.filters, evaluation_sets, by_model=config.generator == "llm")
         self._seen = Seen(config)
         self.tally = Tally(config.filters.samples)
         self._first_chunk = 0
+
+    def __enter__(self) -> PartMaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._llm is not None:
+            self._llm.close()
 
     def generator_counts(self) -> dict[str, int | float]:
         """What the generators counted."""

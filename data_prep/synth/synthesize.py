@@ -88,17 +88,21 @@ def synthesize_pairs(
         trip = _round_trip(config, folders, teacher, seed, work, cache, progress)
         examples = Examples(EXAMPLES)
         merger = _Merger(config, tally, examples, trip, tries_foreign=_tries_foreign(config, teacher))
-        with ShardWriter(out, "pairs") as writer:
+        written = out if config.negatives is None else work / "pairs"
+        with ShardWriter(written, "pairs") as writer:
             progress.begin("write pairs", None, "pairs")
             for row in merger.rows(folders):
                 writer.append(row)
                 progress.advance(1)
             if not tally.counts["pairs"]:
                 raise _no_pair(config, read, tally)
-        _report(out, config, tally, generator_counts, examples, trip)
-        if scratch is None:
-            shutil.rmtree(work, ignore_errors=True)
-    counts: dict[str, int | float] = {**tally.counts, "documents": read}
+    mined: dict[str, int | float] = {}
+    if config.negatives is not None:
+        mined = _mine(config, written, documents, folders, out, work, seed, progress, fanout, cache)
+    _report(out, config, tally, generator_counts, examples, trip, mined)
+    if scratch is None:
+        shutil.rmtree(work, ignore_errors=True)
+    counts: dict[str, int | float] = {**tally.counts, "documents": read, **mined}
     return {**counts, **{f"generator_{name}": value for name, value in generator_counts.items()}}
 
 
@@ -133,7 +137,10 @@ def _parts(
         for start, folder in zip(starts, folders, strict=True)
     ]
     if config.generator == "llm" or len(parts) == 1:
-        progress.begin("ask", len(shards), "documents")
+        if config.generator == "llm":
+            progress.begin("ask", None, "asks")
+        else:
+            progress.begin("ask", len(shards), "documents")
         return [write_part(**part, progress=progress) for part in parts], folders
     computed = (fanout or Serial()).map(
         "data_prep.synth.part:write_part", parts, scratch=work, label="synth", progress=progress
@@ -216,6 +223,43 @@ class _Merger:
             yield row
 
 
+def _mine(
+    config: SynthConfig,
+    pairs: Path,
+    documents: Path,
+    folders: list[Path],
+    out: Path,
+    work: Path,
+    seed: int,
+    progress: Progress,
+    fanout: Fanout | None,
+    cache: Path | None,
+) -> dict[str, int | float]:
+    """Add hard negatives to the pairs and put the result in `out`, the audit beside it as `negatives.json`.
+
+    Negatives are of the same length as positives: where documents were cut, they are chunks.
+    """
+    from data_prep.mine.negatives import add_negatives
+
+    assert config.negatives is not None
+    if config.chunks is not None:
+        documents = work / "chunks"
+        with ShardWriter(documents, "documents") as writer:
+            for folder in folders:
+                writer.extend(Shards(folder / "chunks", "documents", verify=False))
+    counts = add_negatives(
+        pairs, documents=documents, policy=config.negatives, teacher=config.teacher, out=work / "mined", seed=seed,
+        progress=progress, fanout=fanout, scratch=work / "mining", cache=cache,
+    )  # fmt: skip
+    made = work / "mined" / "pairs"
+    for path in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):  # the manifest comes last
+        path.replace(out / path.name)
+    (work / "mined" / "audit.json").replace(out / "negatives.json")
+    return {f"negatives_{name}": value for name, value in counts.items() if name not in ("pairs", "documents")} | {
+        "pairs": counts["pairs"]
+    }
+
+
 def _no_pair(config: SynthConfig, read: int, tally: Tally) -> UserError:
     names = [name for name in (*BASIC, *REFUSALS, "duplicates") if tally.counts[name] or name in BASIC]
     made = sum(counter["made"] for counter in tally.styles.values())
@@ -245,6 +289,7 @@ def _report(
     generator_counts: dict[str, int | float],
     examples: Examples,
     trip: RoundTrip | None,
+    mined: dict[str, int | float],
 ) -> None:
     told = tally.as_json()
     write_json(
@@ -263,6 +308,7 @@ def _report(
                 }
                 for name in (*BASIC, *REFUSALS, "duplicates")
             },
+            "negatives": mined or None,
             "examples": examples.picked(),
         },
     )
