@@ -33,11 +33,13 @@ class Account:
         counts: `requests` sent (retries among them), `answers`, `cache_hits`, `retries`, `failed` items, tokens of
             answers, `answers_without_usage` (their tokens are upper bounds), `cost` of this run, `cost_lost` (at most,
             for requests that were sent and not answered), `failed_KIND` and `trouble_KIND` (tries that went wrong).
+        served: the names under which the server answered.
     """
 
     def __init__(self, config: EndpointConfig, *, before: float = 0.0) -> None:
         self._config, self._before = config, before
         self.counts: dict[str, int | float] = {**dict.fromkeys(COUNTS, 0), "cost": 0.0, "cost_lost": 0.0}
+        self.served: set[str] = set()
         self._held, self._on_their_way = 0.0, 0
         self._freed = asyncio.Event()
 
@@ -83,6 +85,7 @@ class Account:
     def answered(self, reply: Reply) -> None:
         """Count an answer that was asked and paid now."""
         self.add("answers")
+        self.served |= {reply.model} - {""}
         self.add("prompt_tokens", reply.prompt_tokens)
         self.add("completion_tokens", reply.completion_tokens)
         self.add("answers_without_usage", not reply.counted)

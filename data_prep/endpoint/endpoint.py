@@ -38,7 +38,7 @@ class Endpoint:
         keep_replies: False logs costs only (see `RequestLog`).
 
     Attributes:
-        counts: see `Account`.
+        counts, served: see `Account`.
 
     Raises:
         UserError: the log cannot be written, the key's variable is unset, openai is not installed.
@@ -49,7 +49,7 @@ class Endpoint:
         self._config = config
         self._log = RequestLog(log, keep_replies=keep_replies) if log is not None else None
         self._account = Account(config, before=self._log.spent if self._log is not None else 0.0)
-        self.counts = self._account.counts
+        self.counts, self.served = self._account.counts, self._account.served
 
     def run(
         self, requests: Iterable[Request], *, progress: Progress | None = None

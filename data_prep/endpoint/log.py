@@ -20,6 +20,8 @@ from data_prep.endpoint.request import Reply, Request
 from data_prep.files import disk_errors
 
 _SYNC_EVERY_S = 1.0
+_FILE_BITS = 16
+_MOST_FILES = (1 << _FILE_BITS) - 1
 _LINE = re.compile(rb'\{"key": ?"([0-9a-f]{32})", ?"cost": ?([0-9.eE+-]+)(, ?"reply")?')
 
 
@@ -43,7 +45,7 @@ class RequestLog:
     def __init__(self, folder: Path, *, keep_replies: bool = True) -> None:
         self.folder, self._keep = folder, keep_replies
         self.spent, self.damaged = 0.0, 0
-        self._places: dict[bytes, tuple[int, int, int]] = {}  # digest → file number, offset, length
+        self._places: dict[bytes, int] = {}  # digest → offset and number of the file, in one small object
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.path, self._file = self._own_file()
@@ -58,7 +60,7 @@ class RequestLog:
 
     def _own_file(self) -> tuple[Path, int]:
         """The first file that no other process holds, locked, and cut back to whole lines."""
-        for number in range(10_000):
+        for number in range(_MOST_FILES):
             path = self.folder / (f"requests-{number}.jsonl" if number else "requests.jsonl")
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -72,7 +74,7 @@ class RequestLog:
                 return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o644)
             _cut_tail(file)
             return path, file
-        raise RuntimeError(f"{self.folder}: 10,000 processes write this log")
+        raise RuntimeError(f"{self.folder}: {_MOST_FILES} processes write this log")
 
     def _index(self, number: int) -> None:
         """Note where the replies of one file stand; the replies themselves are read when they are wanted."""
@@ -83,7 +85,7 @@ class RequestLog:
                 if found and line.endswith(b"}\n"):
                     self.spent += float(found[2])
                     if found[3]:
-                        self._places[bytes.fromhex(found[1].decode())] = (number, offset, len(line))
+                        self._places[bytes.fromhex(found[1].decode())] = offset << _FILE_BITS | number
                 offset += len(line)
 
     def __len__(self) -> int:
@@ -94,11 +96,10 @@ class RequestLog:
         place = self._places.get(bytes.fromhex(request.key))
         if place is None:
             return None
-        number, offset, length = place
         try:
-            with self._files[number].open("rb") as stream:
-                stream.seek(offset)
-                line = json.loads(stream.read(length))
+            with self._files[place & _MOST_FILES].open("rb") as stream:
+                stream.seek(place >> _FILE_BITS)
+                line = json.loads(stream.readline())
             return Reply.from_json(line["reply"]) if line["key"] == request.key else None
         except (OSError, ValueError, KeyError, TypeError):
             self.damaged += 1
@@ -109,9 +110,9 @@ class RequestLog:
         line: dict[str, Any] = {"key": request.key, "cost": reply.cost}
         if self._keep:
             line |= {"reply": reply.to_json(), "label": request.label}
-        offset, length = self._append(line)
+        offset = self._append(line)
         if self._keep:
-            self._places[bytes.fromhex(request.key)] = (self._own, offset, length)
+            self._places[bytes.fromhex(request.key)] = offset << _FILE_BITS | self._own
 
     def lost(self, request: Request, cost: float, why: str) -> None:
         """Append the most that a request can have cost whose answer never came."""
@@ -123,7 +124,7 @@ class RequestLog:
         with disk_errors(self._failed_path), self._failed_path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _append(self, line: dict[str, Any]) -> tuple[int, int]:
+    def _append(self, line: dict[str, Any]) -> int:
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         offset = self._size
         with disk_errors(self.path):
@@ -137,11 +138,11 @@ class RequestLog:
             self._size += len(data)
             if time.monotonic() - self._synced_s >= _SYNC_EVERY_S:
                 self.sync()
-        return offset, len(data)
+        return offset
 
     def forget_replies(self) -> None:
         """Cut this process's file down to one line with what it cost."""
-        self._places = {key: place for key, place in self._places.items() if place[0] != self._own}
+        self._places = {key: place for key, place in self._places.items() if place & _MOST_FILES != self._own}
         cost = 0.0
         with self.path.open("rb") as stream:
             for line in stream:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Route = Literal["chat", "embeddings"]
 _TOKENS_A_MESSAGE = 16  # role and separators of a chat template; the widest in use takes 8
+_TOKENS_A_CHAT = 128  # what a template adds by itself: a date, a default system message
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Request:
         if self.route == "embeddings":
             return sum(len(text.encode()) + _TOKENS_A_MESSAGE for text in self.body["input"])
         rest = {key: value for key, value in self.body.items() if key in ("tools", "response_format")}
-        frame = len(json.dumps(rest, ensure_ascii=False).encode()) + _TOKENS_A_MESSAGE
+        frame = len(json.dumps(rest, ensure_ascii=False).encode()) + _TOKENS_A_CHAT
         return frame + sum(len(str(m["content"]).encode()) + _TOKENS_A_MESSAGE for m in self.body["messages"])
 
     @property

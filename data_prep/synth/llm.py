@@ -72,6 +72,7 @@ class LlmGenerator:
 
     Attributes:
         name: the model's name.
+        digest: of the prompts; another one asks everything anew.
         counts: those of the endpoint (see `Account`), and: `asks`, `questions`; answers that were `malformed`,
             `repaired` at the second try, `cut_off` at max_tokens, `declined` by the model or its filter; `surplus`
             questions beyond the wanted number; `asks_without_question` after all.
@@ -84,9 +85,11 @@ class LlmGenerator:
         self.name = config.model
         self._config = config
         self._prompts = Prompts(Path(config.prompts).expanduser() if config.prompts else None)
+        self.digest = self._prompts.digest
         self._endpoint = Endpoint(config, log=log)
         self.counts = self._endpoint.counts
         self.counts.update(dict.fromkeys(COUNTS, 0))
+        self._told = {config.model}
         self._schema: bool | None = None if config.structured == "auto" else config.structured == "json_schema"
 
     def generate(self, asks: Sequence[Ask], *, progress: Progress) -> Iterator[tuple[Ask, list[Made]]]:
@@ -104,6 +107,9 @@ class LlmGenerator:
             return await self._answer(session, ask, deciding)
 
         for ask, result in self._endpoint.map(answer, asks, progress=progress):
+            for name in sorted(self._endpoint.served - self._told):  # vendors answer as a dated version of a name
+                progress.note(f"{self._config.base_url} answers as {name!r}")
+                self._told.add(name)
             questions = [] if isinstance(result, Failed) else result
             self._count("asks")
             self._count("surplus", max(0, len(questions) - ask.count))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
-from data_prep.files import content_id
+from data_prep.files import content_id, sha256_file
 from data_prep.synth.generator import LLM_STYLES, Ask
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class Prompts:
     Args:
         folder: holds any of the files; None takes the built-in ones alone.
 
+    Attributes:
+        digest: 32 hex digits that change with any of the files.
+
     Raises:
         UserError: no such folder, a file whose name fits no style, a template that is not UTF-8, has a mistake in its
             syntax, an unknown variable, or does not use the passages.
@@ -59,11 +62,11 @@ class Prompts:
             if not folder.is_dir():
                 raise UserError(f'synth.llm.prompts = "{folder}"', "no such folder", f"copy {BUILT_IN} and change it")
             self._folders.insert(0, folder)
-        self._templates = {
-            (place, path.name): _compiled(self._environment, path)
-            for place in self._folders
-            for path in sorted(place.glob("*.txt"))
-        }
+        paths = [(place, path) for place in self._folders for path in sorted(place.glob("*.txt"))]
+        self.digest = content_id(
+            "".join(f"{n}\n{path.name}\n{sha256_file(path)}\n" for n, (_, path) in enumerate(paths))
+        )
+        self._templates = {(place, path.name): _compiled(self._environment, path) for place, path in paths}
 
     def messages(self, ask: Ask) -> list[tuple[str, str]]:
         """The system and the user message of an ask. Raises `UserError` where a template cannot be filled with it."""
