@@ -125,7 +125,8 @@ def _exact(parts: list[Signatures], verdicts: _Verdicts, config: NearConfig, wor
     table = Partitions(work / "keys", record)
     for part, start, end, offset in verdicts.blocks():
         records = np.empty(end - start, record)
-        records["high"], records["low"] = part.keys[start:end, 0], part.keys[start:end, 1]
+        keys = part.keys[start:end]
+        records["high"], records["low"] = keys[:, 0], keys[:, 1]
         records["row"] = np.arange(offset, offset + end - start)
         table.append(prefix(records["high"], bits), records)
     for number in range(1 << bits):
@@ -178,7 +179,7 @@ class _Buckets:
         bits = partition_bits(self.verdicts.rows * bands, record.itemsize, self.config.memory_gb)
         table = Partitions(self.work / "bands", record)
         for part, start, end, offset in self.verdicts.blocks():
-            values = np.asarray(part.values[start:end])
+            values = np.array(part.values[start:end])
             chosen = np.flatnonzero((self.verdicts.verdict[offset : offset + end - start] == KEPT) & _has_words(values))
             records = np.empty(len(chosen) * bands, record)
             records["hash"] = band_hashes(values[chosen], bands, rows).ravel()

@@ -118,19 +118,15 @@ class SignatureWriter:
 
 
 class Signatures:
-    """One folder of signatures, checked and memory-mapped.
+    """One folder of signatures, checked.
 
-    Attributes:
-        keys: uint64 [rows, 2], the text keys.
-        values: uint32 [rows, permutations]; no columns where near copies are not sought.
+    `keys` and `values` are mapped anew at each use, so that pages which were read do not pile up in the process.
 
     Raises:
         UserError: files are missing, cut off or changed, or were made with other settings.
     """
 
     def __init__(self, folder: Path, config: NearConfig) -> None:
-        import numpy as np
-
         rebuild = "run the same command again with --force, or delete the run's corpus scratch folder"
         self.folder = folder
         told = read_json(folder / "signatures.json")
@@ -153,8 +149,21 @@ class Signatures:
                     found = zlib.crc32(block, found)
             if found != told["crc32"][name]:
                 raise UserError(str(path), "its checksum differs: the file is damaged or was changed", rebuild)
-        self.keys: NDArray[np.uint64] = _mapped(folder / "keys.bin", np.uint64, (self.rows, 2))
-        self.values: NDArray[np.uint32] = _mapped(folder / "signatures.bin", np.uint32, (self.rows, width))
+        self._width = width
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """The text keys, uint64 [rows, 2]."""
+        import numpy as np
+
+        return _mapped(self.folder / "keys.bin", np.uint64, (self.rows, 2))
+
+    @property
+    def values(self) -> NDArray[np.uint32]:
+        """The signatures, uint32 [rows, permutations]; no columns where near copies are not sought."""
+        import numpy as np
+
+        return _mapped(self.folder / "signatures.bin", np.uint32, (self.rows, self._width))
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, int]) -> NDArray[Any]:
