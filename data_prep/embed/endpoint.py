@@ -83,7 +83,7 @@ class EndpointEmbedder:
         )
         self._config = config
         self._prefix: dict[Role, str] = {"query": query_prefix, "passage": passage_prefix}
-        self._endpoint = Endpoint(config, log=log)
+        self._endpoint = Endpoint(config, log=log, log_name="vectors")
         self.counts = self._endpoint.counts
         self._dimension, self._from = dimension or config.dimensions, "asked for"
         self._encoding: str | None = None if config.encoding == "auto" else config.encoding

@@ -35,7 +35,7 @@ class Endpoint:
 
     Args:
         log: folder of the request log; None keeps none, so a killed run asks everything again.
-        keep_replies: False logs costs only (see `RequestLog`).
+        log_name: of its files (see `RequestLog`).
 
     Attributes:
         counts, served: see `Account`.
@@ -44,10 +44,10 @@ class Endpoint:
         UserError: the log cannot be written, the key's variable is unset, openai is not installed.
     """
 
-    def __init__(self, config: EndpointConfig, *, log: Path | None = None, keep_replies: bool = True) -> None:
+    def __init__(self, config: EndpointConfig, *, log: Path | None = None, log_name: str = "requests") -> None:
         config.key()  # told before anything is prepared
         self._config = config
-        self._log = RequestLog(log, keep_replies=keep_replies) if log is not None else None
+        self._log = RequestLog(log, name=log_name) if log is not None else None
         self._account = Account(config, before=self._log.spent if self._log is not None else 0.0)
         self.counts, self.served = self._account.counts, self._account.served
 

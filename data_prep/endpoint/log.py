@@ -29,9 +29,9 @@ class RequestLog:
     """The log in a folder, opened for reading and appending; a context manager.
 
     Args:
-        folder: made where missing. Holds requests*.jsonl and, for people, failed*.jsonl: what this log's last run
+        folder: made where missing. Holds requests*.jsonl and, for people, requests*.failed.jsonl: what the last run
             gave up.
-        keep_replies: False keeps costs only.
+        name: instead of "requests"; logs of several names in one folder know nothing of each other.
 
     Attributes:
         spent: cost of every line that was there when the log was opened.
@@ -42,16 +42,17 @@ class RequestLog:
         UserError: the disk is full or the folder may not be written (also while appending).
     """
 
-    def __init__(self, folder: Path, *, keep_replies: bool = True) -> None:
-        self.folder, self._keep = folder, keep_replies
+    def __init__(self, folder: Path, *, name: str = "requests") -> None:
+        self.folder, self._name = folder, name
         self.spent, self.damaged = 0.0, 0
         self._places: dict[bytes, int] = {}  # digest → offset and number of the file, in one small object
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.path, self._file = self._own_file()
-        self._failed_path = self.path.with_name(self.path.name.replace("requests", "failed", 1))
+        self._failed_path = self.path.with_suffix(".failed.jsonl")
         self._failed_path.unlink(missing_ok=True)
-        self._files = sorted({*folder.glob("requests*.jsonl"), self.path})
+        written = {path for path in folder.glob(f"{name}*.jsonl") if not path.name.endswith(".failed.jsonl")}
+        self._files = sorted(written | {self.path})
         for number in range(len(self._files)):
             self._index(number)
         self._size = os.fstat(self._file).st_size
@@ -61,7 +62,7 @@ class RequestLog:
     def _own_file(self) -> tuple[Path, int]:
         """The first file that no other process holds, locked, and cut back to whole lines."""
         for number in range(_MOST_FILES):
-            path = self.folder / (f"requests-{number}.jsonl" if number else "requests.jsonl")
+            path = self.folder / (f"{self._name}-{number}.jsonl" if number else f"{self._name}.jsonl")
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +71,7 @@ class RequestLog:
                 continue
             except OSError:  # a file system without locks: nobody can tell whose file this is, so take a new one
                 os.close(file)
-                path = self.folder / f"requests-{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.jsonl"
+                path = self.folder / f"{self._name}-{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.jsonl"
                 return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o644)
             _cut_tail(file)
             return path, file
@@ -107,12 +108,8 @@ class RequestLog:
 
     def answered(self, request: Request, reply: Reply) -> None:
         """Append an answer and what it cost."""
-        line: dict[str, Any] = {"key": request.key, "cost": reply.cost}
-        if self._keep:
-            line |= {"reply": reply.to_json(), "label": request.label}
-        offset = self._append(line)
-        if self._keep:
-            self._places[bytes.fromhex(request.key)] = offset << _FILE_BITS | self._own
+        line = {"key": request.key, "cost": reply.cost, "reply": reply.to_json(), "label": request.label}
+        self._places[bytes.fromhex(request.key)] = self._append(line) << _FILE_BITS | self._own
 
     def lost(self, request: Request, cost: float, why: str) -> None:
         """Append the most that a request can have cost whose answer never came."""

@@ -210,7 +210,7 @@ def test_a_killed_call_asks_nothing_twice(server: EndpointServer, tmp_path: Path
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    answered = (tmp_path / "requests.jsonl").read_bytes().count(b"\n")
+    answered = (tmp_path / "vectors.jsonl").read_bytes().count(b"\n")
     again = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True)
     assert answered >= 27 and int(again.stdout) >= answered - 1  # the probe is asked, or found, too
     texts = [text for asked in server.asked for text in asked.body["input"] if text.startswith("ayat")]
@@ -218,7 +218,7 @@ def test_a_killed_call_asks_nothing_twice(server: EndpointServer, tmp_path: Path
 
 
 def test_the_log_holds_one_call_at_a_time(server: EndpointServer, make: Make, tmp_path: Path) -> None:
-    path = tmp_path / "requests.jsonl"
+    path = tmp_path / "vectors.jsonl"
     embedder = make(log=tmp_path, fields={"price_in": 1.0})
     embedder.embed(TEXTS[:25], role="passage")
     first = path.stat().st_size

@@ -83,12 +83,12 @@ def test_what_stays_wrong_is_a_failed_item_and_the_rest_goes_on(
     assert all(isinstance(reply, Reply) for reply in results.values())
     assert (counts["failed"], counts["failed_server_error"]) == (1, 1)
     assert sum("nombor 5" in asked.text for asked in server.asked) == 3
-    assert '"label": "r5"' in (tmp_path / "failed.jsonl").read_text()
+    assert '"label": "r5"' in (tmp_path / "requests.failed.jsonl").read_text()
     server.rule = None
     results, counts = ask(config(), log=tmp_path)
     assert isinstance(results["r5"], Reply)
     assert (counts["requests"], counts["cache_hits"]) == (1, 7)
-    assert not (tmp_path / "failed.jsonl").exists()
+    assert not (tmp_path / "requests.failed.jsonl").exists()
 
 
 def test_a_refused_request_is_not_retried(server: EndpointServer, config: MakeConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from data_prep.endpoint.endpoint import Endpoint
 from data_prep.endpoint.request import Reply, Request, chat
 from data_prep.errors import UserError
 from tests.data_prep import endpoint_server as faults
-from tests.data_prep.endpoint_server import EndpointServer
+from tests.data_prep.endpoint_server import Asked, EndpointServer
 
 MakeConfig = Callable[..., EndpointConfig]
 
@@ -25,9 +26,18 @@ def requests(count: int, *, max_tokens: int = 10) -> list[Request]:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_never_more_at_once_than_allowed(server: EndpointServer, config: MakeConfig, concurrency: int) -> None:
-    server.delay_s = 0.01
-    server.rule = lambda asked: faults.server_error() if asked.number % 5 == 1 else None
-    with Endpoint(config(concurrency=concurrency, retries=20)) as endpoint:
+    together = threading.Barrier(concurrency)
+
+    def meet(asked: Asked) -> str:
+        if asked.number < concurrency:
+            together.wait(30)  # all of the first are there at one time, or this fails
+        return "ya"
+
+    server.answer = meet
+    server.rule = lambda asked: (
+        faults.server_error() if asked.number >= concurrency and asked.number % 5 == 1 else faults.slow(0.002)
+    )
+    with Endpoint(config(concurrency=concurrency, retries=20, timeout_s=60.0)) as endpoint:
         assert len(list(endpoint.run(requests(40)))) == 40
     assert server.most_at_once == concurrency
 

@@ -176,6 +176,16 @@ def test_two_processes_write_files_of_their_own_and_read_both(tmp_path: Path) ->
         assert [reply and reply.text for reply in found] == ["satu", "dua", None]
 
 
+def test_logs_of_two_names_do_not_meet(tmp_path: Path) -> None:
+    with RequestLog(tmp_path) as first, RequestLog(tmp_path, name="vectors") as second:
+        first.answered(question(0), Reply(text="satu", cost=0.25))
+        first.failed(question(1), "refused", "no")
+        second.forget_replies()
+        assert second.find(question(0)) is None
+    with RequestLog(tmp_path) as log:
+        assert len(log) == 1 and log.spent == 0.25
+
+
 def test_a_file_that_another_process_is_writing_is_left_whole(tmp_path: Path) -> None:
     with RequestLog(tmp_path) as first:
         first.answered(question(0), Reply(text="satu"))
