@@ -207,11 +207,20 @@ class Shards:
         picked: list[dict[str, Any]] = self.table().take(list(rows)).to_pylist()
         return picked
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows in order; memory holds one row group at a time, however large the folder is."""
+    @property
+    def file_rows(self) -> list[int]:
+        """Rows of each file: what may be read apart by `read_file`."""
+        return [file["rows"] for file in self._files]
+
+    def read_file(self, number: int) -> Iterator[dict[str, Any]]:
+        """Rows of one file in order; memory holds one row group at a time."""
         import pyarrow.parquet as pq
 
-        for file in self._files:
-            with pq.ParquetFile(self.folder / file["name"]) as parquet:
-                for batch in parquet.iter_batches(batch_size=_ROW_GROUP):
-                    yield from batch.to_pylist()
+        with pq.ParquetFile(self.folder / self._files[number]["name"]) as parquet:
+            for batch in parquet.iter_batches(batch_size=_ROW_GROUP):
+                yield from batch.to_pylist()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows in order; memory holds one row group at a time, however large the folder is."""
+        for number in range(len(self._files)):
+            yield from self.read_file(number)

@@ -16,7 +16,7 @@ from data_prep.errors import UserError
 from data_prep.files import read_json, read_jsonl
 
 STAGE_ORDER = (
-    "generate", "corpus", "tokenizer", "tokens", "pairs", "mine", "synth",
+    "generate", "corpus", "held_out", "tokenizer", "tokens", "pairs", "mine", "synth", "gate", "gate_pairs",
     "base", "probe", "truncate", "pretrain", "finetune", "eval", "export",
 )  # fmt: skip
 """The order of the pipeline; stages with other names follow in the order of their names."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from data_prep.blend import stages_of
 from data_prep.config import Section
 from data_prep.errors import UserError
 from launch.fanout import make_fanout
@@ -72,8 +73,13 @@ class Binding:
             return []
         return [f for folder in self.sets() for f in sorted(folder.iterdir()) if f.suffix in (".gz", ".jsonl", ".tsv")]
 
+    def all_sets(self) -> list[Path]:
+        """The folders of all evaluation sets, with the one that the run makes of its held-out documents."""
+        made = [self.run / "held_out" / "held_out"] if self.recipe.corpus.held_out else []
+        return [*self.sets(), *made]
+
     def sets(self) -> list[Path]:
-        """The folders of the evaluation sets."""
+        """The folders of the evaluation sets that the recipe names."""
         from data_prep.evaluation_sets import find_sets
 
         return find_sets(self._fill(self.recipe.eval.sets))
@@ -85,6 +91,11 @@ class Binding:
         if folder is None or not folder.is_dir():
             return []
         return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".model"))
+
+    def pair_sources(self) -> list[str]:
+        """The stages whose pairs finetuning takes."""
+        wanted = stages_of(self.recipe.finetune.blend)
+        return [name for name in ("pairs", "mine", "synth") if getattr(self.recipe, name) and name in wanted]
 
     def pair_folder(self, source: str) -> Path:
         """The pair shards of a source."""

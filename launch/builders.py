@@ -37,8 +37,9 @@ class Builders:
         from data_prep.corpus.build import build_corpus
 
         counts = build_corpus(
-            self.at.filled(self.recipe.corpus), evaluation_sets=self.at.sets(), out=out, progress=progress
-        )
+            self.at.filled(self.recipe.corpus), evaluation_sets=self.at.sets(), out=out, seed=self.seed,
+            progress=progress, fanout=self.at.fanout, scratch=self.at.scratch("corpus"),
+        )  # fmt: skip
         if counts["kept"] < self.recipe.launch.nproc:
             raise UserError(
                 f"corpus: {counts['kept']} documents left",
@@ -46,6 +47,29 @@ class Builders:
                 "add text, loosen [corpus], or lower --nproc",
             )
         return counts
+
+    def held_out(self, out: Path, progress: Progress) -> Counts:
+        """Make an evaluation set of the documents that training never sees."""
+        from data_prep.corpus.split import held_out_set
+
+        return held_out_set(self.run / "corpus" / "held_out", out / "held_out", seed=self.seed, progress=progress)
+
+    def gate(self, out: Path, progress: Progress) -> Counts:
+        """Make sure that no document of the corpus repeats an evaluation text."""
+        return self._gate("gate", {"corpus": self.run / "corpus"}, out, progress)
+
+    def gate_pairs(self, out: Path, progress: Progress) -> Counts:
+        """Make sure that no pair holds an evaluation text."""
+        folders = {name: self.at.pair_folder(name) for name in self.at.pair_sources()}
+        return self._gate("gate_pairs", folders, out, progress)
+
+    def _gate(self, name: str, folders: dict[str, Path], out: Path, progress: Progress) -> Counts:
+        from data_prep.gate import prove
+
+        return prove(
+            self.recipe.corpus, folders=folders, evaluation_sets=self.at.all_sets(), out=out, progress=progress,
+            fanout=self.at.fanout, scratch=self.at.scratch(name),
+        )  # fmt: skip
 
     def tokenizer(self, out: Path, progress: Progress) -> Counts:
         """Train the tokenizer, or fetch it."""
@@ -68,7 +92,7 @@ class Builders:
 
         assert self.recipe.pairs is not None
         return import_pairs(
-            self.at.filled(self.recipe.pairs), evaluation_sets=self.at.sets(), out=out, progress=progress
+            self.at.filled(self.recipe.pairs), evaluation_sets=self.at.all_sets(), out=out, progress=progress
         )
 
     def mine(self, out: Path, progress: Progress) -> Counts:
@@ -102,7 +126,7 @@ class Builders:
         assert self.recipe.synth is not None
         return synthesize_pairs(
             self.at.filled(self.recipe.synth), documents=self.run / "corpus", out=out, seed=self.seed,
-            progress=progress, evaluation_sets=self.at.sets(), fanout=self.at.fanout,
+            progress=progress, evaluation_sets=self.at.all_sets(), fanout=self.at.fanout,
             scratch=self.at.scratch("synth"), cache=self.at.cache("synth"),
         )  # fmt: skip
 
@@ -186,8 +210,7 @@ class Builders:
     def finetune(self, out: Path, progress: Progress) -> Counts:
         """Finetune it."""
         recipe = self.recipe
-        sources = [n for n in ("pairs", "mine", "synth") if getattr(recipe, n) and n in recipe.finetune.blend]
-        on = {n: str(self.at.pair_folder(n).resolve()) for n in sources}
+        on = {n: str(self.at.pair_folder(n).resolve()) for n in self.at.pair_sources()}
         return self._train(
             "finetune", out, progress, config=recipe.finetune.model_dump(), encoder=recipe.encoder.model_dump(),
             sources=on, model=self.run / "pretrain" / "model",
@@ -208,7 +231,7 @@ class Builders:
         )
         return evaluate(
             self.recipe.eval,
-            sets=self.at.sets(),
+            sets=self.at.all_sets(),
             systems=systems,
             out=out,
             seed=self.seed,

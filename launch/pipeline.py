@@ -1,7 +1,7 @@
 """The graph: which stages a recipe has, what each reads, and which room builds it.
 
-corpus → {tokenizer → tokens, mine, synth, pairs} → base → {probe, truncate} → pretrain → finetune → eval → export →
-report.
+corpus → {tokenizer → tokens, mine, synth, pairs} → gates → base → {probe, truncate} → pretrain → finetune → eval →
+export → report.
 Only this file knows all rooms at once; each stage's `config` holds exactly what its output depends on, so that a change
 rebuilds what depends on it and nothing else. How many processes train is not among it: it never changes the result.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHARD_STAGES = ("corpus", "tokens", "pairs", "mine", "synth")
 PHASE_FILES = ("metrics.jsonl", "summary.json", "tensorboard/*")
 STAGES = (
-    "generate", "corpus", "tokenizer", "tokens", "pairs", "mine", "synth",
+    "generate", "corpus", "held_out", "tokenizer", "tokens", "pairs", "mine", "synth", "gate", "gate_pairs",
     "base", "probe", "truncate", "pretrain", "finetune", "eval", "export", "report",
 )  # fmt: skip
 
@@ -34,8 +34,10 @@ class Plan(Binding):
         """All stages of the recipe, each after those it needs."""
         recipe, seed = self.recipe, self.recipe.seed
         made = ("generate",) if recipe.generate else ()
-        pair_sources = tuple(n for n in ("pairs", "mine", "synth") if getattr(recipe, n) and n in recipe.finetune.blend)
+        pair_sources = tuple(self.pair_sources())
+        held_out = ("held_out",) if recipe.corpus.held_out else ()
         sets = recipe.eval.sets
+        split = {"seed": seed} if held_out else {}
         found: list[Stage] = []
         made_by = Builders(self)
 
@@ -47,14 +49,16 @@ class Plan(Binding):
         if recipe.generate:
             add("generate", (), {"generate": recipe.generate.model_dump(), "seed": seed}, made_by.generate)
         add(
-            "corpus", made, {"corpus": recipe.corpus.model_dump(), "sets": sets}, made_by.corpus,
+            "corpus", made, {"corpus": recipe.corpus.model_dump(), "sets": sets, **split}, made_by.corpus,
             external=lambda: [*self.outside(recipe.corpus.files, "corpus.files"), *self.set_files()],
         )  # fmt: skip
+        if held_out:
+            add("held_out", ("corpus",), {"seed": seed}, made_by.held_out)
         add("tokenizer", ("corpus",), {"tokenizer": recipe.tokenizer.model_dump()}, made_by.tokenizer)
         add("tokens", ("corpus", "tokenizer"), {"tokens": recipe.tokens.model_dump(), "seed": seed}, made_by.tokens)
         if pairs := recipe.pairs:
             add(
-                "pairs", made, {"pairs": pairs.model_dump(), "sets": sets}, made_by.pairs,
+                "pairs", (*made, *held_out), {"pairs": pairs.model_dump(), "sets": sets}, made_by.pairs,
                 external=lambda: [*self.outside(pairs.files, "pairs.files"), *self.set_files()],
             )  # fmt: skip
         if mine := recipe.mine:
@@ -63,10 +67,18 @@ class Plan(Binding):
                 external=lambda: self.outside(mine.audit_pairs, "mine.audit_pairs"),
             )  # fmt: skip
         if recipe.synth:
+            asked = {"synth": recipe.synth.model_dump(mode="json"), "sets": sets, "seed": seed}
             add(
-                "synth", ("corpus",), {"synth": recipe.synth.model_dump(mode="json"), "sets": sets, "seed": seed},
-                made_by.synth, external=self.set_files,
+                "synth", ("corpus", *held_out), asked, made_by.synth, external=self.set_files,
             )  # fmt: skip
+        measures = {"sets": sets, "corpus": recipe.corpus.model_dump(include={"decontaminate", "private"})}
+        # a gate lets through or fails: what follows does not depend on what the proof says; and pretraining does not
+        # wait for pairs
+        for name, guarded, gate in (
+            ("gate", ("corpus",), made_by.gate), ("gate_pairs", pair_sources, made_by.gate_pairs),
+        ):  # fmt: skip
+            needs = (*made, *held_out, *guarded)
+            add(name, needs, measures, gate, external=self.set_files, volatile=("*",))
         add(
             "base", ("tokenizer",) if recipe.base.random else (), {"base": recipe.base.model_dump(), "seed": seed},
             made_by.base,
@@ -85,18 +97,18 @@ class Plan(Binding):
             external=self.base_files,
         )  # fmt: skip
         add(
-            "pretrain", ("tokens", "truncate"),
+            "pretrain", ("gate", "tokens", "truncate"),
             {"pretrain": recipe.pretrain.essentials(), "seed": seed}, made_by.pretrain,
             volatile=PHASE_FILES,
         )  # fmt: skip
         add(
-            "finetune", (*pair_sources, "pretrain"),
+            "finetune", ("gate_pairs", *pair_sources, "pretrain"),
             {"finetune": recipe.finetune.essentials(), "encoder": recipe.encoder.model_dump(), "seed": seed},
             made_by.finetune, volatile=PHASE_FILES,
         )  # fmt: skip
         measured = [n for n in ("mine", "truncate", "pretrain", "finetune") if n in {s.name for s in found}]
         add(
-            "eval", (*made, *measured),
+            "eval", (*made, *held_out, *measured),
             {"eval": recipe.eval.model_dump(), "encoder": recipe.encoder.model_dump(), "seed": seed},
             made_by.eval, external=self.set_files, volatile=("encoding.json",),
         )  # fmt: skip

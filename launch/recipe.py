@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from data_prep.blend import stages_of
 from data_prep.config import Section
 from data_prep.corpus.build import CorpusConfig
 from data_prep.demo.generate import GenerateConfig
@@ -108,7 +109,7 @@ class Recipe(Section):
                     f"Fix: use dimensions up to {width}"
                 )
         on = [name for name in ("pairs", "mine", "synth") if getattr(self, name) is not None]
-        if not set(on) & set(self.finetune.blend):
+        if not set(on) & stages_of(self.finetune.blend):
             raise ValueError(
                 f"finetune.blend = {sorted(self.finetune.blend)}: none of these is switched on (on: {on or 'none'}). "
                 "Fix: add a [mine], [synth] or [pairs] table"

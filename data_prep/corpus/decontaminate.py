@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -142,6 +142,7 @@ class Gate:
         self._pairs = pair_table(hashes, edits)
         self._seen, self._counts = np.zeros((2, len(hashes)), np.int64), np.zeros((2, len(hashes)), np.int32)
         self._first, self._end = np.zeros(len(hashes), np.int64), np.zeros(len(hashes), np.int64)
+        self._forgotten = np.zeros(len(hashes), np.bool_)
         self._covered = np.zeros(len(self._words), np.int64)
         self._number = 0
 
@@ -166,10 +167,19 @@ class Gate:
             return None
         words = words_of(text)
         same = self._letters.get(words.letters) if words.letters else self._keys.get(text_key(text))
-        if same is not None:
+        if same is not None and not self._forgotten[same]:
             kind: OverlapKind = "exact" if self._entries[same].text.strip() == text.strip() else "normalised"
             return self._overlap(kind, same, 1.0, " ".join(text.split()))
         return self._shared(words) or self._near(words)
+
+    def forget(self, overlap: Overlap) -> None:
+        """Seek no form of this evaluation text any longer.
+
+        Texts that were the same as one of it were indexed under its name only and are forgotten with it.
+        """
+        for number, entry in enumerate(self._entries):
+            if (entry.set, entry.part, entry.id) == (overlap.set, overlap.part, overlap.id):
+                self._forgotten[number] = True
 
     def _shared(self, words: Words) -> Overlap | None:
         from data_prep.corpus.overlap_kernels import covered_text
@@ -182,6 +192,7 @@ class Gate:
             *self._runs,
             self._words,
             self._starts,
+            self._forgotten,
             self._seen[0],
             self._counts[0],
             self._covered,
@@ -203,6 +214,7 @@ class Gate:
             *self._pairs[:4],
             self._words,
             self._starts,
+            self._forgotten,
             self._edits_whole,
             self._edits_in,
             self._pairs.need,
@@ -295,11 +307,18 @@ def training_texts(folder: Path, kind: Literal["documents", "pairs"], name: str)
     """
     from data_prep.shards import Shards
 
-    for number, row in enumerate(Shards(folder, kind, verify=False)):
-        if kind == "documents":
-            yield f"{name} row {number} (source {row['source']})", row["text"]
-            continue
+    return texts_of(Shards(folder, kind, verify=False), kind, name)
+
+
+def texts_of(
+    rows: Iterable[dict[str, Any]], kind: Literal["documents", "pairs"], name: str, *, first_row: int = 0
+) -> Iterator[tuple[str, str]]:
+    """(where it stands, text) of every text of some shard rows; `first_row` is the number of the first of them."""
+    for number, row in enumerate(rows, start=first_row):
         place = f"{name} row {number} (source {row['source']})"
+        if kind == "documents":
+            yield place, row["text"]
+            continue
         yield f"{place}, query", row["query"]
         for field in ("positives", "negatives"):
             for i, text in enumerate(row[field] or ()):
