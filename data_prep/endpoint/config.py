@@ -61,6 +61,7 @@ class EndpointConfig(Section):
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, base_url: str) -> str:
+        # messages name no field: whoever reads the recipe puts its table and name before them
         fix = 'write for example base_url = "http://127.0.0.1:8000/v1"'
         try:
             parts = urlsplit(base_url)
@@ -69,23 +70,23 @@ class EndpointConfig(Section):
             parts, port_is_valid = urlsplit(""), False
         if parts.username or parts.password:
             # the value holds a secret, so it is not repeated
-            raise ValueError("base_url: holds a user or password. Fix: put the key into api_key_env's variable")
+            raise ValueError("holds a user or password. Fix: put the key into api_key_env's variable")
         if (
             parts.scheme not in ("http", "https")
             or not parts.hostname
             or not port_is_valid
             or re.search(r"\s", base_url)
         ):
-            raise ValueError(f"base_url = {base_url!r}: is no http or https address. Fix: {fix}")
+            raise ValueError(f"{base_url!r} is no http or https address. Fix: {fix}")
         if parts.query or parts.fragment:
-            raise ValueError(f"base_url: has something after '?' or '#'. Fix: {fix}")
+            raise ValueError(f"has something after '?' or '#'. Fix: {fix}")
         return base_url.rstrip("/")
 
     @field_validator("model")
     @classmethod
     def _is_named(cls, model: str) -> str:
         if not model.strip():
-            raise ValueError("model = '': must name a model. Fix: see what GET base_url/models lists")
+            raise ValueError("must name a model. Fix: see what GET base_url/models lists")
         return model
 
     @field_validator("api_key_env")
@@ -93,7 +94,7 @@ class EndpointConfig(Section):
     def _is_environment_name(cls, name: str | None) -> str | None:
         if name is not None and not _ENVIRONMENT_NAME.fullmatch(name):
             raise ValueError(
-                "api_key_env: must be the NAME of an environment variable (capitals, digits, _), not the key itself. "
+                "must be the NAME of an environment variable (capitals, digits, _), not the key itself. "
                 'Fix: export VENDOR_API_KEY=… in the shell and write api_key_env = "VENDOR_API_KEY"'
             )
         return name
@@ -102,13 +103,13 @@ class EndpointConfig(Section):
     def _fields_agree(self) -> EndpointConfig:
         if self.spending_limit is not None and not (self.price_in or self.price_out):
             raise ValueError(
-                f"spending_limit = {self.spending_limit}: cannot be kept without prices. "
+                f"spending_limit = {self.spending_limit} cannot be kept without prices. "
                 "Fix: set price_in and price_out (per million tokens), or remove it"
             )
         parts = urlsplit(self.base_url)
         if self.api_key_env and parts.scheme == "http" and not self.plain_http and not is_loopback(self.base_url):
             raise ValueError(
-                f"base_url = {self.base_url!r}: would send the key unencrypted to another machine. "
+                f"base_url = {self.base_url!r} would send the key unencrypted to another machine. "
                 "Fix: use https, or set plain_http = true on a network that you trust"
             )
         return self

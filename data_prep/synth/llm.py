@@ -60,7 +60,7 @@ class LlmConfig(EndpointConfig):
     @classmethod
     def _extra_is_extra(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if own := sorted(set(extra) & set(_OWN)):
-            raise ValueError(f"extra: holds {', '.join(own)}, which rumpun sets itself. Fix: remove it from extra")
+            raise ValueError(f"holds {', '.join(own)}, which rumpun sets itself. Fix: remove it from extra")
         return extra
 
 
