@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OverlapKind = Literal["exact", "normalised", "ngram", "near"]
+EvaluationText = tuple[str, Literal["query", "document"], str]
+"""Set, part, id."""
 _SHOWN_CHARACTERS = 120
 
 
@@ -121,8 +123,8 @@ class Gate:
         self._letters: dict[int, int] = {}
         self._keys: dict[str, int] = {}
         hashes: list[NDArray[np.uint64]] = []
-        documents: list[int] = []
-        named: dict[tuple[str, str, str], int] = {}
+        self._names: list[list[EvaluationText]] = []  # of every entry, whose text it is
+        self._numbers: dict[EvaluationText, list[int]] = {}  # entries of every evaluation text
         for entry in _entries(sets, clean):
             words = words_of(entry.text)
             known: dict[int, int] | dict[str, int] = self._letters if words.letters else self._keys
@@ -130,8 +132,13 @@ class Gate:
             if key not in known:
                 known[key] = len(hashes)  # type: ignore[index]
                 self._entries.append(entry)
+                self._names.append([])
                 hashes.append(words.hashes)
-                documents.append(named.setdefault((entry.set, entry.part, entry.id), len(named)))
+            name, number = (entry.set, entry.part, entry.id), known[key]  # type: ignore[index]
+            self._names[number].append(name)
+            self._numbers.setdefault(name, []).append(number)
+        first_of = {name: number for number, name in enumerate(self._numbers)}
+        documents = [first_of[names[0]] for names in self._names]
         lengths = [len(h) for h in hashes]
         self._words = np.concatenate([*hashes, np.empty(0, np.uint64)])
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
@@ -172,14 +179,21 @@ class Gate:
             return self._overlap(kind, same, 1.0, " ".join(text.split()))
         return self._shared(words) or self._near(words)
 
-    def forget(self, overlap: Overlap) -> None:
+    def forget(self, overlap: Overlap) -> list[EvaluationText]:
         """Seek no form of this evaluation text any longer.
 
-        Texts that were the same as one of it were indexed under its name only and are forgotten with it.
+        Returns:
+            The evaluation texts that lost a form: this one, and those that are the same as one of its forms.
         """
-        for number, entry in enumerate(self._entries):
-            if (entry.set, entry.part, entry.id) == (overlap.set, overlap.part, overlap.id):
-                self._forgotten[number] = True
+        lost: dict[EvaluationText, None] = {}
+        for number in self._numbers[overlap.set, overlap.part, overlap.id]:
+            self._forgotten[number] = True
+            lost.update(dict.fromkeys(self._names[number]))
+        return list(lost)
+
+    def remember(self) -> None:
+        """Seek all texts again."""
+        self._forgotten[:] = False
 
     def _shared(self, words: Words) -> Overlap | None:
         from data_prep.corpus.overlap_kernels import covered_text

@@ -13,6 +13,7 @@ from data_prep.corpus.word_kernels import grams
 U64: TypeAlias = NDArray[np.uint64]
 I64: TypeAlias = NDArray[np.int64]
 I32: TypeAlias = NDArray[np.int32]
+B1: TypeAlias = NDArray[np.bool_]
 
 
 @njit(cache=True, nogil=True)  # type: ignore
@@ -55,6 +56,7 @@ def covered_text(
     places: I32,
     words: U64,
     starts: I64,
+    forgotten: B1,
     seen: I64,
     counts: I32,
     covered: I64,
@@ -65,6 +67,7 @@ def covered_text(
 
     Args:
         number: a number that no call before had, above 0.
+        forgotten: evaluation texts that are passed over.
         seen, counts, first_at, end_at: scratch per evaluation text; covered: scratch per word of them.
 
     Returns:
@@ -78,6 +81,8 @@ def covered_text(
             continue
         for q in range(posting_starts[entry], posting_starts[entry + 1]):
             e = postings[q]
+            if forgotten[e]:
+                continue
             at = starts[e] + places[q]
             same = True
             for k in range(size):
@@ -145,6 +150,7 @@ def near_text(
     postings: I32,
     words: U64,
     starts: I64,
+    forgotten: B1,
     edits: I32,
     edits_inside: I32,
     need: I32,
@@ -159,6 +165,7 @@ def near_text(
 
     Args:
         number: a number that no call before had, above 0.
+        forgotten: evaluation texts that are passed over.
         edits: per evaluation text, how many are allowed where it is compared with the whole text; `edits_inside`, with
             a stretch of a longer one (-1: never).
         seen, counts: scratch, [2, evaluation texts].
@@ -176,6 +183,8 @@ def near_text(
             continue
         for q in range(posting_starts[entry], posting_starts[entry + 1]):
             e = postings[q]
+            if forgotten[e]:
+                continue
             m = starts[e + 1] - starts[e]
             reach = m + edits[e]
             whole = total <= reach and edits_inside[e] < edits[e]

@@ -266,6 +266,23 @@ def test_find_keeps_nothing_between_texts(sets: list[Path]) -> None:
     assert [gate.find(text) for text in reversed(texts)][::-1] == first == [Gate(sets).find(text) for text in texts]
 
 
+def test_a_forgotten_text_is_passed_over_until_all_are_remembered(tmp_path: Path) -> None:
+    folder = write_set(
+        tmp_path / "s", {"a": ("Tajuk", ARTICLE), "b": ("", ARTICLE + "!"), "c": ("", SHORT)}, {"q": SHORT}
+    )
+    gate = Gate([folder])
+    for text in (ARTICLE, changed(ARTICLE, 0.2), f"{FILLER} {ARTICLE}"):
+        gate.remember()
+        found = gate.find(text)
+        assert found is not None and found.id == "a"
+        assert {(part, ident) for _, part, ident in gate.forget(found)} == {("document", "a"), ("document", "b")}
+        assert gate.find(text) is None
+        short = gate.find(SHORT)
+        assert short is not None and (short.part, short.id) == ("query", "q")
+        assert {(part, ident) for _, part, ident in gate.forget(short)} == {("query", "q"), ("document", "c")}
+        assert gate.find(SHORT) is None
+
+
 def test_the_last_check_fails_and_names_what_repeats_what(sets: list[Path], tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "pairs", "pairs") as writer:
         writer.append({"query": "soalan baharu", "positives": ["jawapan baharu"], "negatives": [], "source": "a"})

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from data_prep.corpus.decontaminate import Gate, check_training_text, training_texts
 from data_prep.corpus.split import held_out_set, is_held_out, title_and_body
 from data_prep.errors import UserError
 from data_prep.evaluation_sets import load_set
@@ -44,6 +46,11 @@ def test_the_split_is_written_in_stone() -> None:
         (f"Harga minyak\n{BODY}", None),
         ("Harga minyak naik\nlima sen", None),
         (f"{BODY}\n{BODY}", None),
+        (f"“Harga minyak naik” - PM\n{BODY}", ("“Harga minyak naik” - PM", BODY)),
+        (f"3 cara memasak nasi\n{BODY}", ("3 cara memasak nasi", BODY)),
+        (f"(2) Akta ini mula\n{BODY}", None),
+        (f"dan seterusnya bahagian lain\n{BODY}", None),
+        (f"Harga minyak naik lagi.\n{BODY}", None),
         (f"Harga minyak naik\nHARGA MINYAK NAIK. {BODY}", None),
         ("", None),
     ],
@@ -68,7 +75,7 @@ def test_held_out_documents_become_a_set_that_loads(tmp_path: Path) -> None:
     ]
     texts += [(f"Bab pertama buku ini\n{BODY} p", "buku"), (f"Bab kedua buku ini\n{BODY} q", "buku")]
     counts = held_out_set(_documents(tmp_path / "documents", texts), tmp_path / "sendiri", seed=0)
-    assert counts == {"documents": 35, "queries": 31, "untitled": 1, "ambiguous": 1}
+    assert counts == {"documents": 35, "queries": 31, "untitled": 1, "ambiguous": 1, "overlapping": 0}
     loaded = load_set(tmp_path / "sendiri")
     assert (loaded.name, len(loaded.documents), len(loaded.queries)) == ("sendiri", 35, 31)
     assert "Bab pertama buku ini" in loaded.queries and "Bab kedua buku ini" not in loaded.queries
@@ -92,3 +99,27 @@ def test_fewer_queries_are_drawn_by_the_seed(tmp_path: Path) -> None:
 def test_no_title_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no text with a title line"):
         held_out_set(_documents(tmp_path / "documents", [("satu dua tiga", None)]), tmp_path / "set", seed=0)
+
+
+def test_what_training_holds_is_left_out_of_the_set(tmp_path: Path) -> None:
+    def article(number: int) -> str:
+        return f"Tajuk rencana nombor {number}\n" + " ".join(f"kata{number}x{i}" for i in range(60))
+
+    held = _documents(tmp_path / "held", [(article(i), None) for i in range(8)] + [("tanpa tajuk " * 8, None)])
+    words = article(0).split("\n")[1].split()
+    training = [
+        " ".join(words[:40]),  # most of text 0
+        article(1).upper(),
+        "Tajuk lain sekali\n" + article(2).split("\n")[1],
+        " ".join("lain" if i % 5 == 0 else w for i, w in enumerate(article(3).split("\n")[1].split())),
+        "isi yang tidak kena mengena dengan apa-apa pun",
+        " ".join(w for i in (5, 6) for w in article(i).split("\n")[1].split()),  # two at once
+    ]
+    folder = _documents(tmp_path / "training", [(text, None) for text in training])
+    counts = held_out_set(held, tmp_path / "sets" / "sendiri", seed=0, training=folder)
+    loaded = load_set(tmp_path / "sets" / "sendiri")
+    assert sorted(loaded.queries) == ["Tajuk rencana nombor 4", "Tajuk rencana nombor 7"]
+    assert counts["documents"] == len(loaded.documents) == 3
+    assert os.listdir(tmp_path / "sets") == ["sendiri"]
+    gate = Gate([tmp_path / "sets" / "sendiri"])
+    assert check_training_text(training_texts(folder, "documents", "corpus"), gate) == len(training)
