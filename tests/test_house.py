@@ -75,9 +75,9 @@ def test_only_three_files_know_deepspeed() -> None:
     assert _who_imports("deepspeed") <= {"train/engine.py", "train/zero_state.py", "train/model_folder.py"}
 
 
-def test_only_shards_know_parquet_in_data_prep() -> None:
+def test_only_shards_and_the_readers_of_corpora_know_parquet() -> None:
     inside = {name for name in _who_imports("pyarrow.parquet") if name.startswith(("data_prep/", "train/"))}
-    assert inside <= {"data_prep/shards.py"}
+    assert inside <= {"data_prep/shards.py", "data_prep/corpus/readers.py"}
 
 
 def test_only_launch_knows_slurm() -> None:
