@@ -32,13 +32,19 @@ class Account:
     Attributes:
         counts: `requests` sent (retries among them), `answers`, `cache_hits`, `retries`, `failed` items, tokens of
             answers, `answers_without_usage` (their tokens are upper bounds), `cost` of this run, `cost_lost` (at most,
-            for requests that were sent and not answered), `failed_KIND` and `trouble_KIND` (tries that went wrong).
+            for requests that were sent and not answered), `cost_before` of earlier runs of the log, `failed_KIND` and
+            `trouble_KIND` (tries that went wrong).
         served: the names under which the server answered.
     """
 
     def __init__(self, config: EndpointConfig, *, before: float = 0.0) -> None:
-        self._config, self._before = config, before
-        self.counts: dict[str, int | float] = {**dict.fromkeys(COUNTS, 0), "cost": 0.0, "cost_lost": 0.0}
+        self._config = config
+        self.counts: dict[str, int | float] = {
+            **dict.fromkeys(COUNTS, 0),
+            "cost": 0.0,
+            "cost_lost": 0.0,
+            "cost_before": before,
+        }
         self.served: set[str] = set()
         self._held, self._on_their_way = 0.0, 0
         self._freed = asyncio.Event()
@@ -46,7 +52,7 @@ class Account:
     @property
     def spent(self) -> float:
         """Cost of this run and of earlier ones of the same log, lost requests included."""
-        return self._before + self.counts["cost"] + self.counts["cost_lost"]
+        return self.counts["cost_before"] + self.counts["cost"] + self.counts["cost_lost"]
 
     def add(self, name: str, n: int = 1) -> None:
         """Count."""

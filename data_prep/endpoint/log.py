@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,6 +50,7 @@ class RequestLog:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.path, self._file = self._own_file()
+        self._let_go = weakref.finalize(self, os.close, self._file)  # one that nobody closed frees its file too
         self._failed_path = self.path.with_suffix(".failed.jsonl")
         self._failed_path.unlink(missing_ok=True)
         written = {path for path in folder.glob(f"{name}*.jsonl") if not path.name.endswith(".failed.jsonl")}
@@ -152,17 +154,14 @@ class RequestLog:
 
     def sync(self) -> None:
         """Have everything written so far on the disk; does nothing once closed."""
-        if self._file < 0:
-            return
-        os.fsync(self._file)
+        if self._let_go.alive:
+            os.fsync(self._file)
         self._synced_s = time.monotonic()
 
     def close(self) -> None:
         """Sync and let go of the file; closing twice does nothing."""
-        if self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
+        self.sync()
+        self._let_go()
 
     def __enter__(self) -> RequestLog:
         return self

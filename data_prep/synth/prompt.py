@@ -33,6 +33,7 @@ LANGUAGES = {
     "ta": "Tamil",
     "mixed": "Malay mixed with English, as Malaysians write",
 }
+_UNKNOWN = "the language of the text"
 _BORDER = "=== user ==="
 _VARIABLES = ("passages", "passage", "count", "title", "language", "target", "language_name", "target_name", "mark")
 _REPAIR = "repair"
@@ -79,8 +80,8 @@ class Prompts:
             "title": ask.title,
             "language": ask.language,
             "target": ask.target_language,
-            "language_name": LANGUAGES.get(ask.language, ask.language),
-            "target_name": LANGUAGES.get(ask.target_language, ask.target_language),
+            "language_name": LANGUAGES.get(ask.language, _UNKNOWN),
+            "target_name": LANGUAGES.get(ask.target_language, _UNKNOWN),
             "mark": content_id("\n".join(ask.chunks))[:8],
         }
         parts = self._find(ask.style, ask.target_language)

@@ -176,6 +176,14 @@ def test_two_processes_write_files_of_their_own_and_read_both(tmp_path: Path) ->
         assert [reply and reply.text for reply in found] == ["satu", "dua", None]
 
 
+def test_a_log_that_nobody_closed_frees_its_file(tmp_path: Path) -> None:
+    for number in range(3):
+        log = RequestLog(tmp_path)
+        log.answered(question(number), Reply(text="satu"))
+        del log
+    assert [path.name for path in tmp_path.iterdir()] == ["requests.jsonl"]
+
+
 def test_logs_of_two_names_do_not_meet(tmp_path: Path) -> None:
     with RequestLog(tmp_path) as first, RequestLog(tmp_path, name="vectors") as second:
         first.answered(question(0), Reply(text="satu", cost=0.25))

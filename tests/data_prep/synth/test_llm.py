@@ -18,10 +18,14 @@ from pydantic import ValidationError
 
 from data_prep.errors import UserError
 from data_prep.progress import Progress
+from data_prep.shards import Shards
 from data_prep.synth.answers import read_cut_questions, read_questions
+from data_prep.synth.config import SynthConfig
+from data_prep.synth.filters import FiltersConfig
 from data_prep.synth.generator import LLM_STYLES, Ask, ask_id
 from data_prep.synth.llm import LlmConfig, LlmGenerator
 from data_prep.synth.prompt import BUILT_IN, LANGUAGES, Prompts
+from data_prep.synth.synthesize import synthesize_pairs
 from tests.data_prep import endpoint_server as faults
 from tests.data_prep.endpoint_server import Asked, EndpointServer
 
@@ -168,6 +172,8 @@ RUN = """
 import sys
 from pathlib import Path
 from data_prep.progress import Progress
+from data_prep.synth.config import SynthConfig
+from data_prep.synth.filters import FiltersConfig
 from data_prep.synth.generator import Ask
 from data_prep.synth.llm import LlmConfig, LlmGenerator
 config = LlmConfig(base_url=sys.argv[1], model="test-model", concurrency=4)
@@ -192,6 +198,37 @@ def test_a_killed_run_asks_nothing_twice(server: EndpointServer, tmp_path: Path,
     assert len(again.stdout.splitlines()) == 80
     assert len(server.times) == 80
     assert sum(server.times.values()) <= 80 + 4 and sum(before.values()) >= 31
+
+
+def test_the_stage_writes_pairs_and_pays_once(
+    server: EndpointServer, tmp_path: Path, write_documents: Callable[[Path, Any], Path]
+) -> None:
+    """From documents to pair shards; a second run of the stage asks nothing and writes the same pairs."""
+    texts = [
+        f"Petikan nombor {n} tentang sungai. Sungai {n} mengalir ke muara dan airnya jernih sepanjang tahun."
+        for n in range(12)
+    ]
+    documents = write_documents(tmp_path / "documents", texts)
+    server.answer = lambda asked: json.dumps(
+        {"questions": [f"Ke manakah air Sungai {re.findall(r'nombor ([0-9]+)', asked.text)[0]} pergi akhirnya?"]}
+    )
+    config = SynthConfig(
+        generator="llm",
+        styles=["question"],
+        filters=FiltersConfig(round_trip=None, language=False),
+        llm=LlmConfig(base_url=server.url, model="test-model", price_in=1.0, price_out=1.0),
+    )
+    found = []
+    for name in ("first", "second"):
+        counts = synthesize_pairs(
+            config, documents=documents, out=tmp_path / name, seed=0, progress=Progress(), cache=tmp_path / "cache"
+        )
+        rows = list(Shards(tmp_path / name, "pairs"))
+        found.append([(row["query"], row["positives"]) for row in rows])
+        assert counts["pairs"] == 12
+    assert found[0] == found[1] and len(server.asked) == 12
+    assert counts["generator_cache_hits"] == 12 and counts["generator_cost"] == 0
+    assert counts["generator_cost_before"] > 0
 
 
 def test_the_extra_parameters_are_sent_and_may_not_overrule(server: EndpointServer, make: Make) -> None:
@@ -247,6 +284,7 @@ def test_there_is_a_prompt_for_every_style_and_language(style: str, target: str)
     )
     assert (system, user) == ("system", "user")
     assert all(chunk in text for chunk in chunks) and "7" in text
+    assert "und" not in re.findall(r"\w+", text)
     assert '{"questions": [' in instructions and "{{" not in instructions + text
 
 
