@@ -123,7 +123,7 @@ def _line_cuts(path: Path, size: int, step: int, mark: bytes) -> list[int]:
     edges = [0]
     with read_errors(path, lambda: 0), path.open("rb") as stream:
         while edges[-1] + step < size:
-            at = edges[-1] + step - len(mark)
+            at = max(edges[-1], edges[-1] + step - len(mark))
             stream.seek(at)
             kept = b""
             while block := stream.read(_BLOCK):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
@@ -60,7 +61,7 @@ _PLACEHOLDER = re.compile(r"<[A-Z]{2,5}>")
 _STRETCHED = re.compile(r"(.)\1{2,}")
 _HAN_WEIGHT = 3
 """Letters that a Han character counts for: Malay writes about three times as many for the same meaning."""
-_WINDOW = 1200
+_WINDOW = 600
 """Characters of the start, middle and end that are looked at in a longer text."""
 _CACHE_WORDS = 200_000
 _LONGEST_WORD = 40
@@ -95,20 +96,31 @@ def _detector() -> LanguageDetector:
     return LanguageDetectorBuilder.from_languages(*languages).with_preloaded_language_models().build()
 
 
-_judged: dict[str, tuple[float, float, float]] = {}
+class _Judged(NamedTuple):
+    """What a word tells: natural logs of the shares that lingua gives each language; whether it is clearly English (1),
+    clearly Malay or Indonesian (-1) or neither (0)."""
+
+    malay: float
+    indonesian: float
+    english: float
+    side: int
 
 
-def _judge(word: str) -> tuple[float, float, float]:
-    """Natural logs of the shares that lingua gives Malay, Indonesian and English for one lower-cased word."""
-    found = _judged.get(word)
-    if found is None:
-        shares = {v.language.name: v.value for v in _detector().compute_language_confidence_values(word)}
-        malay, indonesian, english = (math.log(shares[n] + _FLOOR) for n in ("MALAY", "INDONESIAN", "ENGLISH"))
-        malay += _MARK * (word in _MALAY_MARKS)
-        indonesian += _MARK * (word in _INDONESIAN_MARKS)
-        if len(_judged) >= _CACHE_WORDS:
-            _judged.clear()
-        _judged[word] = found = (malay, indonesian, english)
+_judged: dict[str, _Judged] = {}
+
+
+def _judge(given: str) -> _Judged:
+    """Judge a word as it stands in a text, whatever its case and however it is stretched ("bestttt")."""
+    word = _STRETCHED.sub(r"\1", given.lower())[:_LONGEST_WORD]
+    shares = {v.language.name: v.value for v in _detector().compute_language_confidence_values(word)}
+    malay, indonesian, english = (math.log(shares[n] + _FLOOR) for n in ("MALAY", "INDONESIAN", "ENGLISH"))
+    malay += _MARK * (word in _MALAY_MARKS)
+    indonesian += _MARK * (word in _INDONESIAN_MARKS)
+    lead = english - max(malay, indonesian)
+    found = _Judged(malay, indonesian, english, (lead > _CLEAR) - (lead < -_CLEAR))
+    if len(_judged) >= _CACHE_WORDS:
+        _judged.clear()
+    _judged[given] = found
     return found
 
 
@@ -149,30 +161,20 @@ class LanguageTagger:
     def _latin(self, words: list[str]) -> Tag:
         """`ms`, `id`, `en` or `mixed` for the words of a text in Latin script."""
         # A capital inside a sentence marks a name, which shows no second language; a text in capitals marks nothing.
-        plain = [n == 0 or w[0].islower() for n, w in enumerate(words)]
-        if sum(plain) <= len(words) // 4:
-            plain = [True] * len(words)
-        english = malay = 0
+        counts = Counter(words)
+        shouted = 4 * sum(n for word, n in counts.items() if word[0].islower()) < len(words)
         malay_sum = indonesian_sum = english_sum = 0.0
-        clear: tuple[set[str], set[str]] = set(), set()
-        seen: set[str] = set()
-        for is_plain, word in zip(plain, words, strict=True):
-            word = _STRETCHED.sub(r"\1", word.lower())[:_LONGEST_WORD]
-            in_malay, in_indonesian, in_english = _judge(word)
-            if word not in seen:
-                seen.add(word)
-                malay_sum += in_malay
-                indonesian_sum += in_indonesian
-                english_sum += in_english
-            lead = in_english - max(in_malay, in_indonesian)
-            if is_plain and abs(lead) > _CLEAR:
-                if lead > 0:
-                    english += len(word)
-                else:
-                    malay += len(word)
-                clear[lead > 0].add(word)
+        letters, clear = [0, 0, 0], [0, 0, 0]  # neither, English, Malay or Indonesian
+        for word, times in counts.items():
+            malay, indonesian, english, side = _judged.get(word) or _judge(word)
+            malay_sum += malay
+            indonesian_sum += indonesian
+            english_sum += english
+            if side and (shouted or word[0].islower() or word == words[0]):
+                letters[side] += times * len(word)
+                clear[side] += 1
         # two words each: one borrowed word, or one name, is no second language
-        if min(map(len, clear)) > 1 and min(english, malay) >= self._config.mixed_share * (english + malay):
+        if min(clear[1:]) > 1 and min(letters[1:]) >= self._config.mixed_share * sum(letters[1:]):
             return "mixed"
         malay_sum += self._config.malay_prior
         if english_sum >= max(malay_sum, indonesian_sum):
