@@ -49,6 +49,9 @@ class MineConfig(Section):
     """Mine for at most this many documents, drawn by the seed."""
     neighbors: Annotated[int, Field(ge=1)] = 50
     """Positives are looked for among so many nearest."""
+    audit_pairs: list[str] = []
+    """Files of labelled pairs (as in [pairs]) whose positives are known to be relevant: the audit counts how many of
+    them the policy would take for negatives. Nothing is trained on them."""
     policy: Policy = Policy()
     """Which of them become positives, and which negatives (`[mine.policy]`)."""
 

@@ -230,7 +230,7 @@ class Searcher:
         if policy.negative_distances and not policy.negative_ranks:
             # a negative is farther than the lower bound: the next number above it is the first inside
             above = np.nextafter(np.float32(policy.negative_distances[0]), np.float32(np.inf))
-            most = policy.negative_distances[1] if len(policy.negative_distances) > 1 else np.finfo(np.float32).max
+            most = policy.negative_distances[1] if len(policy.negative_distances) > 1 else np.inf
             return np.full(count, above, dtype=np.float32), np.full(count, most, dtype=np.float32)
         low, high = np.full(count, -np.inf, dtype=np.float32), np.full(count, np.inf, dtype=np.float32)
         if policy.negative_scores:
