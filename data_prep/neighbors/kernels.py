@@ -18,6 +18,8 @@ import numpy as np
 LANES = 128
 """Partial sums of a float64 product: element i goes to sum i mod 128, then the sums are folded in halves. The order is
 part of the result: `scoring.py` adds in the same one."""
+_STRIP = 512
+"""Scores of a row that are looked at together: a loop over a short slice is compiled to vector instructions."""
 EMPTY = np.int64(np.iinfo(np.int64).max)
 
 
@@ -113,23 +115,25 @@ def count(
 
     For euclidean the scores are q·d - |d|²/2 and `squares` [rows] is |q|²: the distance is counted.
     """
-    last = counts.shape[1] - 1
+    last = np.float32(counts.shape[1] - 1)
+    zero = np.float32(0.0)
+    places = np.empty(_STRIP, dtype=np.uint32)
     for i in range(rows):
-        row, bins = scores[i], counts[i]
-        square = squares[i]
+        bins, square = counts[i], squares[i]
         hidden = excluded[i] - base
-        if euclidean:
-            for j in range(columns):
-                value = np.sqrt(max(square - np.float32(2.0) * row[j], np.float32(0.0)))
-                bins[min(max(np.int32((value - low) * scale), 0), last)] += np.uint32(1)
-        else:
-            for j in range(columns):
-                bins[min(max(np.int32((row[j] - low) * scale), 0), last)] += np.uint32(1)
-        if 0 <= hidden < columns:
-            value = row[hidden]
+        for left in range(0, columns, _STRIP):
+            part = scores[i, left : min(left + _STRIP, columns)]
             if euclidean:
-                value = np.sqrt(max(square - np.float32(2.0) * value, np.float32(0.0)))
-            bins[min(max(np.int32((value - low) * scale), 0), last)] -= np.uint32(1)
+                for j in range(part.shape[0]):
+                    value = np.sqrt(max(square - np.float32(2.0) * part[j], zero))
+                    places[j] = np.uint32(np.int32(min(max((value - low) * scale, zero), last)))
+            else:
+                for j in range(part.shape[0]):
+                    places[j] = np.uint32(np.int32(min(max((part[j] - low) * scale, zero), last)))
+            for j in range(part.shape[0]):
+                bins[places[j]] += np.uint32(1)
+            if left <= hidden < left + part.shape[0]:
+                bins[places[hidden - left]] -= np.uint32(1)
 
 
 @_jit
@@ -224,20 +228,19 @@ def pick(
     lanes = np.empty(LANES, dtype=np.float64)
     for i in range(rows):
         hidden = excluded[i] - base - offset
-        row = scores[i]
         edge, n = floor[i], waiting[i]
-        for left in range(0, columns, 16):
-            right = min(left + 16, columns)
-            hits = 0
-            for j in range(left, right):
-                hits += row[j] >= edge
+        for left in range(0, columns, 64):
+            part = scores[i, left : min(left + 64, columns)]
+            hits = np.int32(0)
+            for j in range(part.shape[0]):
+                hits += np.int32(part[j] >= edge)
             if hits == 0:
                 continue
-            for j in range(left, right):
-                if row[j] < edge or j == hidden:
+            for j in range(part.shape[0]):
+                if part[j] < edge or left + j == hidden:
                     continue
-                values[i, n] = row[j]
-                places[i, n] = offset + j
+                values[i, n] = part[j]
+                places[i, n] = offset + left + j
                 n += 1
                 if n < room:
                     continue
@@ -327,33 +330,55 @@ def draw(
     room = hashes.shape[1]
     lanes = np.empty(LANES, dtype=np.float64)
     scratch = np.empty(room, dtype=np.int64)
+    sure = np.empty(_STRIP, dtype=np.int32)
+    doubtful = np.empty(_STRIP, dtype=np.int32)
+    spread = np.empty(_STRIP, dtype=np.int64)
     for i in range(rows):
+        n, edge = drawn[i], edges[i]
         hidden = excluded[i] - base - offset
-        row, n, edge = scores[i], drawn[i], edges[i]
-        for j in range(columns):
-            value = row[j]
-            if value < maybe_low[i] or value > maybe_high[i] or j == hidden:
+        a, b, c, d = surely_low[i], surely_high[i], maybe_low[i], maybe_high[i]
+        for left in range(0, columns, _STRIP):
+            part = scores[i, left : min(left + _STRIP, columns)]
+            inside, doubts, early = np.int32(0), np.int32(0), np.int32(0)
+            for j in range(part.shape[0]):
+                sure[j] = np.int32(part[j] >= a) & np.int32(part[j] <= b)
+                doubtful[j] = np.int32(part[j] >= c) & np.int32(part[j] <= d) & (np.int32(1) - sure[j])
+                inside += sure[j]
+                doubts += doubtful[j]
+            if left <= hidden < left + part.shape[0]:
+                inside -= sure[hidden - left]
+                sure[hidden - left] = doubtful[hidden - left] = 0
+            available[i] += inside
+            if inside == 0 and doubts == 0:
                 continue
-            if value < surely_low[i] or value > surely_high[i]:
-                told = exact(queries[i, :dimension], panel[offset + j, :dimension], euclidean, lanes)
-                told = -told if euclidean else told
-                if told < low[i] or told > high[i]:
+            first = np.uint64(base + offset + left)
+            for j in range(part.shape[0]):
+                value = salts[i] + (first + np.uint64(j)) * np.uint64(0x9E3779B97F4A7C15)
+                spread[j] = np.int64(mix(value) >> np.uint64(1))
+                early += np.int32(spread[j] <= edge) & sure[j]
+            if early == 0 and doubts == 0:
+                continue
+            for j in range(part.shape[0]):
+                if doubtful[j]:
+                    told = exact(queries[i, :dimension], panel[offset + left + j, :dimension], euclidean, lanes)
+                    told = -told if euclidean else told
+                    if told < low[i] or told > high[i]:
+                        continue
+                    available[i] += 1
+                elif not sure[j]:
                     continue
-            available[i] += 1
-            number = base + offset + j
-            spread = np.int64(mix(salts[i] + np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(1))
-            if spread > edge:
-                continue
-            hashes[i, n], found[i, n] = spread, number
-            n += 1
-            if n < room:
-                continue
-            scratch[:n] = -hashes[i, :n]
-            edge = -select(scratch, n, wanted)
-            kept = 0
-            for m in range(n):
-                if hashes[i, m] <= edge:
-                    hashes[i, kept], found[i, kept] = hashes[i, m], found[i, m]
-                    kept += 1
-            n = kept
+                if spread[j] > edge:
+                    continue
+                hashes[i, n], found[i, n] = spread[j], base + offset + left + j
+                n += 1
+                if n < room:
+                    continue
+                scratch[:n] = -hashes[i, :n]
+                edge = -select(scratch, n, wanted)
+                kept = 0
+                for m in range(n):
+                    if hashes[i, m] <= edge:
+                        hashes[i, kept], found[i, kept] = hashes[i, m], found[i, m]
+                        kept += 1
+                n = kept
         drawn[i], edges[i] = n, edge

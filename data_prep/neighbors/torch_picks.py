@@ -37,7 +37,9 @@ def count(
 
     values = scores
     if squares is not None:
-        values = (squares[:, None] - 2.0 * scores).clamp_(min=0.0).sqrt_()
+        values = (squares[:, None] - 2.0 * scores).clamp_(min=0.0)
+        # On the CPU torch's float32 roots (by MKL) are not correctly rounded.
+        values = values.sqrt_() if values.is_cuda else values.double().sqrt_().float()
     # the same float32 arithmetic as the compiled loop
     bins = (values - low).mul_(scale).int().clamp_(0, counts.shape[1] - 1).long()
     one = torch.ones((1, 1), dtype=counts.dtype, device=counts.device)
