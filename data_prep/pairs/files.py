@@ -35,7 +35,8 @@ _ALWAYS = (
     "refused_empty_query", "refused_no_positive", "refused_positive_is_query",
 )  # fmt: skip
 _REMEMBERED = 500_000
-"""Texts whose overlap is remembered, about 100 MB."""
+"""Texts that are remembered as clean, and as no evaluation text: about 200 MB. Mined texts stand in many rows."""
+_CHARACTERS_PER_FILE = 64_000_000
 _ENOUGH = 1000
 """Rows after which a table that gave no pair at all is given up."""
 
@@ -83,11 +84,12 @@ def import_pairs(
     pair that was kept (about 100 as Python holds them: 1 GB for ten million pairs), to tell duplicates.
 
     Returns:
-        Counts: files, read, kept, positives, negatives, duplicates, evaluation_overlap (pairs whose query or a positive
-        repeats evaluation text), below_min_score, and what was refused, as refused_REASON: empty_query, no_positive,
-        positive_is_query, and where there are any unreadable, unknown_columns, no_query, not_text, bad_score, too_long.
-        `negatives_dropped` are negatives that were empty, repeated, equal to query or positive, evaluation text, or
-        over the cap. `prompts_dropped` are prompts of rows, which rumpun sets for a whole model instead.
+        Counts: files, read, kept, positives, negatives, duplicates, evaluation_overlap (pairs whose query, or every
+        positive, repeats evaluation text), below_min_score, and what was refused, as refused_REASON: empty_query,
+        no_positive, positive_is_query, and where there are any unreadable, unknown_columns, no_query, not_text,
+        bad_score, too_long. `negatives_dropped` are negatives that were empty, repeated, equal to query or positive,
+        evaluation text, or over the cap; `positives_dropped` are positives that repeat evaluation text beside others
+        that do not; `prompts_dropped` are prompts of rows, which rumpun sets for a whole model instead.
 
     Raises:
         UserError: a file that cannot be read, too many rows that are no pairs, or no pair left.
@@ -97,7 +99,7 @@ def import_pairs(
         clean = text_cleaner()
         sieve = _Sieve(config, Gate(evaluation_sets, config.decontaminate, clean=clean), clean)
         progress.begin("read pairs", None, "pairs")
-        with ShardWriter(out, "pairs") as writer:
+        with _Writer(out, "pairs") as writer:
             for table in tables:
                 for row in sieve.pairs(table, _counted(read_table(table), progress)):
                     writer.append(row)
@@ -110,6 +112,20 @@ def import_pairs(
                 )
             sieve.tally.write(out / REPORT)
     return {name: int(number) for name, number in counts.items()}
+
+
+class _Writer(ShardWriter):
+    """Also cuts files by their text: rows of dozens of texts would fill memory before a file is full of them."""
+
+    _characters = 0
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        self._characters += len(row["query"]) + sum(map(len, row["positives"])) + sum(map(len, row["negatives"]))
+        super().append(row)
+        if self._characters >= _CHARACTERS_PER_FILE:
+            self._flush()
+            self._characters = 0
 
 
 def _counted(rows: Iterable[Read], progress: Progress) -> Iterator[Read]:
@@ -134,6 +150,7 @@ class _Sieve:
     def __init__(self, config: PairsConfig, gate: Gate, clean: Callable[[str], str]) -> None:
         self._config, self._gate, self._clean = config, gate, clean
         self._overlaps: dict[str, Overlap | None] = {}
+        self._repaired: dict[bytes, str] = {}
         self._wanted = None if config.format == "auto" else config.format
         self._seen: set[bytes] = set()
         self.tally = Tally()
@@ -211,10 +228,15 @@ class _Sieve:
         if not distinct:
             self.tally.refuse("below_min_score", where, f"no positive scores {least:g}", query.text)
             return None
-        for text in (query, *distinct):
-            if overlap := self._overlap(text):
-                self._leave_out(overlap, where, text)
-                return None
+        overlaps = {text.key: found for text in (query, *distinct) if (found := self._overlap(text))}
+        left = [text for text in distinct if text.key not in overlaps]
+        if query.key in overlaps or not left:
+            leaking = query if query.key in overlaps else distinct[0]
+            self._leave_out(overlaps[leaking.key], where, leaking)
+            return None
+        if len(left) < len(distinct):
+            self.tally.counts["positives_dropped"] += len(distinct) - len(left)
+            distinct = left
         digest = hashlib.blake2b("".join((query.key, *sorted(keys))).encode(), digest_size=16).digest()
         if digest in self._seen:
             self.tally.refuse("duplicates", where, "the same pair stood before", query.text)
@@ -256,8 +278,16 @@ class _Sieve:
     def _text(self, text: str, score: float | None = None, document: str | None = None) -> _Text:
         if len(text) > self._config.max_chars:
             raise Refused("too_long", f"a text has {len(text)} characters")
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if (key := self._repaired.get(digest)) is not None:
+            return _Text(text, key, score, document)
         cleaned = self._clean(text)
-        return _Text(cleaned, text_key(cleaned), score, document)
+        key = text_key(cleaned)
+        if cleaned == text:
+            if len(self._repaired) >= _REMEMBERED:
+                self._repaired.clear()
+            self._repaired[digest] = key
+        return _Text(cleaned, key, score, document)
 
     def _texts(self, texts: list[str], scores: list[float] | None, documents: list[str] | None) -> list[_Text]:
         return [

@@ -270,6 +270,30 @@ def test_texts_near_evaluation_texts_are_left_out_by_name(
         import_pairs(strict, evaluation_sets=[evaluation_set], out=tmp_path / "x", progress=Progress())
 
 
+def test_one_leaking_positive_does_not_cost_the_others(tmp_path: Path, write_jsonl: Any, evaluation_set: Path) -> None:
+    rows = [
+        {"query": "harga", "pos": ["baik", "Kucing itu tidur di atas meja makan.", "elok"], "pos_scores": [3, 2, 1]}
+    ]
+    config = PairsConfig(files=[str(write_jsonl(tmp_path / "p.jsonl", rows))])
+    counts = import_pairs(config, evaluation_sets=[evaluation_set], out=tmp_path / "o", progress=Progress())
+    assert (counts["positives_dropped"], counts["evaluation_overlap"], counts["positives"]) == (1, 0, 2)
+    assert _made(tmp_path / "o", "positives", "positive_scores") == [(["baik", "elok"], [3.0, 1.0])]
+
+
+def test_what_is_remembered_changes_nothing(tmp_path: Path, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["teks  dua", "teks dua", "cafÃ©", "café", "tiga​", "tiga", "empat"]
+    rows = [
+        {"query": f"q{i}", "pos": [texts[i % 7]], "neg": [texts[(i + k) % 7] for k in (1, 2, 3)]} for i in range(60)
+    ]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    _import(tmp_path / "one", path)
+    monkeypatch.setattr("data_prep.pairs.files._REMEMBERED", 1)
+    monkeypatch.setattr("data_prep.pairs.files._CHARACTERS_PER_FILE", 500)
+    _import(tmp_path / "two", path)
+    assert list(Shards(tmp_path / "two", "pairs")) == list(Shards(tmp_path / "one", "pairs"))
+    assert len(list((tmp_path / "two").glob("*.parquet"))) > 2
+
+
 def test_bad_columns() -> None:
     with pytest.raises(ValueError, match="one of our columns twice"):
         PairsConfig(files=["x"], columns={"a": "query", "b": "query"})
