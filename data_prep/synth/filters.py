@@ -211,7 +211,8 @@ class TextFilters:
             return True
         # Names belong to no language: "What is Kota Tinggi?" is English.
         plain = _NAMES.sub(" ", question)
-        if len(words_of(plain)) < _TAG_WORDS and language in ("ms", "id", "en"):
+        latin = all(char < "\u0b80" for char in question)  # Tamil and Chinese are told by a single letter
+        if len(words_of(plain)) < _TAG_WORDS and latin and language in ("ms", "id", "en"):
             return True
         found = self._tagger.tag(plain)
         return found in ("mixed", "und") or found in _NEAR.get(language, {language})

@@ -97,12 +97,14 @@ class OfflineGenerator:
         return [Made(f"{titles[0].rstrip('.: ')}: {titles[-1]}", rest.strip())]
 
     def _two_hops(self, ask: Ask) -> list[Made]:
-        """One question out of each chunk, asked together, where both name the same thing."""
+        """One question out of each chunk, asked together, where each names a thing that both chunks name."""
         first, second = (self._extract(chunk, ask) for chunk in ask.chunks)
+        shared = entities(ask.chunks[0]) & entities(ask.chunks[1])
         for one in first:
-            names = entities(one.question)
             for other in second:
-                if names & entities(other.question) and one.kind != other.kind:
+                if one.question == other.question or "study" in (one.kind, other.kind):
+                    continue
+                if all(any(name in each.question.lower() for name in shared) for each in (one, other)):
                     joint = ", and " if ask.language == "en" else ", dan "
                     return [Made(f"{one.question.rstrip('?')}{joint}{_lower_first(other.question)}")]
         return []

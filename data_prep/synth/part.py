@@ -193,8 +193,10 @@ class PartMaker:
         ask, written = question.ask, is_written(self._config, question.ask.style)
         text = tidy(made.question) if written else made.question
         passages = [made.passage] if made.passage is not None else [chunk.text for chunk in question.chunks]
+        # Titles and headings go before a passage, but not where the question holds them.
+        shown = made.passage is None or ask.style in ("question", "cloze", "keywords")
         passages = [
-            chunk.prefix + cut_words(passage, self._config.max_passage_words)
+            (chunk.prefix if shown else "") + cut_words(passage, self._config.max_passage_words)
             for chunk, passage in zip(question.chunks, passages, strict=False)
         ]
         reason = self._refuse(question, text, passages, written)

@@ -85,7 +85,7 @@ def synthesize_pairs(
             tally.add(result)
             for name, value in result["generator_counts"].items():
                 generator_counts[name] = generator_counts.get(name, 0) + value
-        trip = _round_trip(config, folders, teacher, seed, work, cache, progress)
+        trip = _round_trip(config, tally, folders, teacher, seed, work, cache, progress)
         examples = Examples(EXAMPLES)
         merger = _Merger(config, tally, examples, trip, tries_foreign=_tries_foreign(config, teacher))
         written = out if config.negatives is None else work / "pairs"
@@ -150,6 +150,7 @@ def _parts(
 
 def _round_trip(
     config: SynthConfig,
+    tally: Tally,
     folders: list[Path],
     teacher: Teacher | None,
     seed: int,
@@ -157,7 +158,9 @@ def _round_trip(
     cache: Path | None,
     progress: Progress,
 ) -> RoundTrip | None:
-    if config.filters.round_trip is None or not any(_is_tried(config, style, True) for style in config.styles):
+    foreign = _tries_foreign(config, teacher)
+    made = [style for style, counter in tally.styles.items() if counter["made"] and _is_tried(config, style, foreign)]
+    if config.filters.round_trip is None or not made:
         return None
     from data_prep.synth.roundtrip import RoundTrip
 
