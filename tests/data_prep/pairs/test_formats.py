@@ -288,7 +288,7 @@ def test_what_is_remembered_changes_nothing(tmp_path: Path, write_jsonl: Any, mo
     path = write_jsonl(tmp_path / "p.jsonl", rows)
     _import(tmp_path / "one", path)
     monkeypatch.setattr("data_prep.pairs.files._REMEMBERED", 1)
-    monkeypatch.setattr("data_prep.pairs.files._CHARACTERS_PER_FILE", 500)
+    monkeypatch.setattr("data_prep.pairs.files._CHARACTERS_PER_FILE", 200)
     _import(tmp_path / "two", path)
     assert list(Shards(tmp_path / "two", "pairs")) == list(Shards(tmp_path / "one", "pairs"))
     assert len(list((tmp_path / "two").glob("*.parquet"))) > 2
