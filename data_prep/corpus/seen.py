@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.corpus.config import CorpusConfig
 from data_prep.fanout import Serial
+from data_prep.files import sha256_file
 from data_prep.shards import Shards
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def seen_texts(
         "training": str(training.absolute()),
         "config": config.model_dump(mode="json") | _FILES,
         # what was compared counts for the same bytes only
-        "fingerprints": [shards.fingerprint, *(f"{f.stat().st_mtime_ns}" for f in sorted(folder.iterdir()))],
+        "fingerprints": [shards.fingerprint, *(sha256_file(f) for f in sorted(folder.iterdir()))],
     }
     parts = [asked | {"file": number} for number in range(len(shards.file_rows))]
     function = "data_prep.corpus.seen:seen_in_file"

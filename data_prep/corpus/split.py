@@ -94,17 +94,20 @@ def held_out_set(
     place = scratch or out.with_name(f".{out.name}.scratch")
     corpus, asked, counts = _read(documents, progress)
     counts["overlapping"] = 0
-    if training is not None and asked:
+    while training is not None and asked:
         from data_prep.corpus.seen import seen_texts
 
         beside = place / out.name
         _write(beside, corpus, list(asked.items()))
         seen = seen_texts(beside, training, config=config, fanout=fanout, scratch=place, progress=progress)
-        counts["overlapping"] = len(seen)
+        if not seen:
+            break
+        # once more: in a smaller set, what was a formula of many documents may be the words of a few
+        counts["overlapping"] += len(seen)
         queries_seen = {ident for part, ident in seen if part == "query"}
-        seen_documents = {ident for part, ident in seen if part == "document"}
-        seen_documents |= {ident for title, ident in asked.items() if content_id(title) in queries_seen}
-        corpus = {ident: body for ident, body in corpus.items() if ident not in seen_documents}
+        documents_seen = {ident for part, ident in seen if part == "document"}
+        documents_seen |= {ident for title, ident in asked.items() if content_id(title) in queries_seen}
+        corpus = {ident: body for ident, body in corpus.items() if ident not in documents_seen}
         asked = {title: ident for title, ident in asked.items() if ident in corpus}
     chosen = sorted(
         asked.items(), key=lambda pair: hashlib.blake2b(f"{seed} {pair[1]}".encode(), digest_size=8).digest()

@@ -123,3 +123,19 @@ def test_what_training_holds_is_left_out_of_the_set(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "sets") == ["sendiri"]
     gate = Gate([tmp_path / "sets" / "sendiri"])
     assert check_training_text(training_texts(folder, "documents", "corpus"), gate) == len(training)
+
+
+def test_a_set_that_shrinks_is_compared_again(tmp_path: Path) -> None:
+    # five texts share a formula; training holds two of them, and the formula, which then is the words of three only
+    formula = " ".join(f"rumus{i}" for i in range(20))
+    bodies = [" ".join(f"kata{n}x{i}" for i in range(60)) for n in range(9)]
+    texts: list[tuple[str, str | None]] = [
+        (f"Tajuk rencana nombor {n}\n{formula + ' ' if n < 5 else ''}{body}", None) for n, body in enumerate(bodies)
+    ]
+    training = _documents(tmp_path / "training", [(bodies[0], None), (bodies[1], None), (f"{formula} dan lain", None)])
+    counts = held_out_set(
+        _documents(tmp_path / "held", texts), tmp_path / "sets" / "sendiri", seed=0, training=training
+    )
+    assert (counts["documents"], counts["queries"], counts["overlapping"]) == (4, 4, 5)
+    gate = Gate([tmp_path / "sets" / "sendiri"])
+    assert check_training_text(training_texts(training, "documents", "corpus"), gate) == 3
