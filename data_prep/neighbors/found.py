@@ -16,24 +16,33 @@ _ROWS = 1024
 class ScoreHistogram:
     """How many corpus rows have which score, for every query: exact counts in bins of one width.
 
-    A score is counted as computed in float32, so one that lies within its rounding error (about 1e-5) of the border of
-    two bins may be counted in either. A percentile is therefore wrong by at most `error`: the width of a bin and that
-    rounding; where it falls among the best k scores, which are known exactly, it is exact.
+    A score is counted as computed in float32, so one that lies within its rounding error of the border of two bins may
+    be counted in either. A percentile is therefore wrong by at most `error`: the width of a bin and that rounding;
+    where it falls among the best k scores, which are known exactly, it is exact.
 
     Args:
         counts: uint32 [q, bins]; bins ascend from `low` to `high`.
         best: float32 [q, k], the best scores, best first (distances ascend).
         distances: whether the scores are distances: the best are the lowest.
+        rounding: how far a score computed in float32 can be from the exact one (the bound; most are a hundred times
+            nearer. A distance near 0 is a root of what rounding leaves, so the bound is wider for distances).
 
     Attributes:
         error: the largest error of `score_at`, in units of the score.
     """
 
     def __init__(
-        self, counts: NDArray[Any], low: float, high: float, best: NDArray[np.float32], *, distances: bool
+        self,
+        counts: NDArray[Any],
+        low: float,
+        high: float,
+        best: NDArray[np.float32],
+        *,
+        distances: bool,
+        rounding: float = 0.0,
     ) -> None:
         self.counts, self.low, self.high, self.best, self.distances = counts, low, high, best, distances
-        self.error = (high - low) * (1 / counts.shape[1] + 2.0**-16)
+        self.error = (high - low) / counts.shape[1] + rounding
 
     def score_at(self, percentile: float | Sequence[float]) -> NDArray[np.float32]:
         """The percentile (0 … 100) of each query's own scores over the whole corpus, as `numpy.percentile` defines it.

@@ -182,8 +182,8 @@ class WindowPicks:
             square = block.norms**2
             squared = [np.where(edge < 0, -np.inf, edge * np.abs(edge)) for edge in (high, low)]
             first, last = ((square - edge) / 2 for edge in squared)
-        slack = slack / 2  # one score against a bound, not two scores
-        bounds = [first + slack, last - slack, first - slack, last + slack]
+        error = slack / 2  # one score against a bound, not two scores
+        bounds = [first + error, last - error, first - error, last + error]
         salts = _salts(seed, np.arange(block.start, block.stop))
         window: tuple[NDArray[Any], ...] = (low, high, *(bound.astype(np.float32) for bound in bounds), salts)
         rows = block.rows

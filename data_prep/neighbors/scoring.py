@@ -86,7 +86,7 @@ def results_of(keys: NDArray[np.int64], *, euclidean: bool) -> tuple[NDArray[np.
     scores = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int32).view(np.float32)
     rows = keys & 0xFFFFFFFF
     none = keys == EMPTY
-    return np.where(none, np.nan, -scores if euclidean else scores).astype(np.float32), np.where(none, -1, rows)
+    return np.where(none, np.nan, 0 - scores if euclidean else scores).astype(np.float32), np.where(none, -1, rows)
 
 
 def rescore(

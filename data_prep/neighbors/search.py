@@ -60,7 +60,7 @@ def search(
         backend: see the module; `kdtree` and `faiss` hold the corpus in memory and give no percentiles.
         metric: `cosine` needs normalised vectors (all-zero rows score 0 with everything); `euclidean` any.
         percentiles: percentiles (0 … 100) whose scores `Found.levels` shall hold, each wrong by at most
-            `Found.level_error`: 1/4096 of the range of scores. True: keep every query's whole histogram,
+            `Found.level_error`: 1/4096 of the range of scores, and rounding. True: keep every query's whole histogram,
             `Found.histogram`; without a scratch folder, in as many bins as a quarter of the budget holds.
         exclude: [q] the row of the corpus that is no neighbour of the query (itself, say) and not counted; -1 for none.
         budget_gb: working memory (10^9 bytes) beyond the vectors given and the result.
@@ -108,6 +108,7 @@ def search(
             plan.high,
             found.scores,
             distances=euclidean,
+            rounding=_rounding(queries.dimension, seen, euclidean=euclidean),
         )
         found.histogram, found.level_error = (empty if plan.keep_counts else None), empty.error
     return found
@@ -261,6 +262,17 @@ def _survey(queries: Vectors, corpus: Vectors, metric: Metric, *, digest: bool) 
 
     first = survey(queries, "query", metric, digest=digest)
     return first, first if queries is corpus else survey(corpus, "corpus", metric, digest=digest)
+
+
+def _rounding(dimension: int, seen: tuple[Survey, Survey], *, euclidean: bool) -> float:
+    """How far a counted score can be from the exact one: a distance is the root of twice what is computed."""
+    import numpy as np
+
+    from data_prep.neighbors.scoring import slack_of
+
+    longest = np.array([seen[0].norm])
+    error = float(slack_of(longest, seen[1].norm, dimension=dimension, euclidean=euclidean)[0]) / 2
+    return float((2 * error) ** 0.5) if euclidean else error
 
 
 def _other(
