@@ -59,7 +59,7 @@ _OPINION = re.compile(
 )
 _PURPOSE = re.compile(
     r"^[Tt]he (?P<what>(?:main |primary |key )?(?:purpose|aim|goal|objective|role|function)) of (?P<subject>.{4,80}?) "
-    r"(?P<verb>is|was) (?:to )?(?P<rest>.+)$"
+    r"(?P<verb>is|was) (?P<rest>(?:to|a|an|the) .+)$"
 )
 _WHY = re.compile(
     r"^(?P<subject>.{2,80}?) (?P<verb>is|are|was|were|has|have|had|can|could|will|would|must|should) (?P<rest>.+?) "
@@ -128,7 +128,9 @@ def _passive(sentence: str) -> tuple[str, str] | None:
     if not any(word[0].isupper() for word in words[1:]) and len(words) < 3 and words[0].lower() in ("the", "a", "an"):
         return None
     event = f"{match['verb']} {subject} {match['participle']}{match['middle']}"
-    if how in ("in", "on") and re.match(rf"^{_DATE}(?:$|[ ,])", answer):
+    if how in ("in", "on") and re.match(
+        rf"^{_DATE}(?:$|,| (?:in|by|at|and|with|to|for|after|before|as|near)\b)", answer
+    ):
         return "date", f"When {event}?"
     if how in ("in", "at") and match["participle"] in _SETTLED and _PLACE.match(answer):
         return "place", f"Where {event}?"

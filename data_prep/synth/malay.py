@@ -23,7 +23,7 @@ from data_prep.synth.malay_words import (
     TITLED,
     VERB,
 )  # fmt: skip
-from data_prep.synth.phrases import inside, is_clause, is_subject
+from data_prep.synth.phrases import inside, is_clause, is_subject, says_which
 
 _WHEN_END = re.compile(rf"^(?P<clause>.+?),? pada (?P<date>{DATE})(?: lalu| lepas)?(?P<rest>,? .*)?$")
 _WHEN_FRONT = re.compile(rf"^[Pp]ada (?P<date>{DATE})(?: lalu| lepas)?,? (?P<clause>.+)$")
@@ -73,10 +73,8 @@ _PENALTY = re.compile(
 _REFERENCE = re.compile(
     r"\b(?:subseksyen|perenggan|seksyen|peraturan|perintah|perkara) ?\(?\d|\bini\b|\btersebut\b|\bitu\b", re.IGNORECASE
 )
-# "Fasal 7" is the seventh clause of any bill.
-_NUMBERED = re.compile(
-    r"^(?:sub)?(?:fasal|seksyen|bahagian|jadual|perkara|perenggan|artikel|pasal) [\w()]+$", re.IGNORECASE
-)
+# "Masalah X merupakan …" weighs a problem, "masalah X ialah …" names it.
+_WEIGHTY = re.compile(r"^(?:masalah|isu|cabaran|konsep|usaha|peranan)\b", re.IGNORECASE)
 _NO_EVENT = re.compile(r"^(?:alasan|punca|sebab|faktor|kenyataan|kes|kejadian)\b", re.IGNORECASE)
 
 
@@ -118,9 +116,9 @@ def _when(sentence: str, ask: str) -> tuple[str, str] | None:
 
 def _where(sentence: str) -> tuple[str, str] | None:
     match = _WHERE.match(sentence)
-    if not match or len((match["rest"] or "").split()) > 10:
+    if not match or len((match["rest"] or "").split()) > 10 or _IS.match(match["clause"]):
         return None
-    return ("place", f"Di manakah {match['clause']}?") if is_clause(match["clause"]) else None
+    return ("place", f"Di manakah {match['clause']}?") if is_clause(match["clause"], most=12) else None
 
 
 def _is(sentence: str) -> tuple[str, str] | None:
@@ -130,7 +128,11 @@ def _is(sentence: str) -> tuple[str, str] | None:
     subject, verb, rest = match["subject"].strip(), match["verb"], match["rest"].strip()
     if subject.lower().startswith("antara "):
         head = subject[7:]
-        return ("definition", f"Apakah {head}?") if HEADS.match(head) and is_subject(head, most=14) else None
+        return (
+            ("definition", f"Apakah {head}?")
+            if HEADS.match(head) and is_subject(head, most=14) and says_which(head)
+            else None
+        )
     headed = HEADS.match(subject) is not None and len(subject.split()) >= (5 if " yang " in subject else 3)
     if not is_subject(subject, most=14 if headed else 9):
         return None
@@ -138,6 +140,7 @@ def _is(sentence: str) -> tuple[str, str] | None:
         return "definition", f"Apakah maksud {inside(subject)}?"
     if AMOUNT.match(rest) and len(subject.split()) >= 2:
         return "number", f"Berapakah {inside(subject)}?"
+    headed = headed and says_which(subject) and (verb == "ialah" or not _WEIGHTY.match(subject))
     if headed and not re.match(r"(?:amat|sangat|begitu|lebih|ber\w+|ter\w+|sama|penting|jelas|apabila|jika)\b", rest):
         return "definition", f"Apakah {inside(subject)}?"
     named = all(part[0].isupper() for part in subject.split() if len(part) > 3)
@@ -180,8 +183,6 @@ def _why(sentence: str, ask: str) -> tuple[str, str] | None:
 def _purpose(sentence: str) -> tuple[str, str] | None:
     match = _PURPOSE.match(sentence)
     if not match or not is_subject(match["subject"], most=14) or len(match["subject"].split()) < 2:
-        return None
-    if _NUMBERED.match(match["subject"]):
         return None
     return "purpose", f"Apakah tujuan {inside(match['subject'])}?"
 

@@ -18,13 +18,13 @@ _OFFICE_HEAD = (
     r"Naib Canselor|Panglima|Datuk Bandar|Penyelaras|Pengetua|Exco|Duta))"
 )
 _RANK = (
-    r"(?:Datuk|Datin|Dato['’]?|Tan Sri|Puan Sri|Tun|Toh Puan|Dr\.?|Prof\.?|Profesor|Encik|Haji|Hajah|Senator|Ustaz|"
+    r"(?:Datuk|Datin|Dato['’]?|Tan Sri|Puan Sri|Tun|Toh Puan|Dr\.?|Prof\.?|Encik|Haji|Hajah|Senator|Ustaz|"
     r"Tuan|Tengku|Tunku|Syed|Nik|Asisten Komisioner|Superintendan|Deputi|Leftenan|Mejar|Kolonel|Jeneral|Komisioner|"
     r"Ir\.?)"
 )
 _OFFICE = re.compile(
     rf"(?<!Tunku )(?<!Pembantu )(?<!merangkap )\b(?P<office>{_OFFICE_HEAD}(?:,? (?!{_RANK} |Allahyarham|"
-    rf"\w+nya\b)(?:[A-Z][\w'’-]+|dan|bagi|di|&)){{2,9}}?(?: \([A-Z]{{2,9}}\))?),? "
+    rf"\w+nya\b)(?:[A-Z][\w'’-]+|dan|bagi|&)| di Jabatan Perdana Menteri){{1,9}}?(?: \([A-Z]{{2,9}}\))?),? "
     rf"{_RANK} [A-Z][\w'’.-]+(?: [A-Z][\w'’.-]+)*"
 )
 _HOW = re.compile(
@@ -69,6 +69,8 @@ def office(sentence: str) -> tuple[str, str] | None:
     name = re.sub(r" (?:dan|bagi|di|&)$", "", match["office"].rstrip(","))
     if len(re.findall(r"[A-Z]\w+", name)) < 3 or ("," in name and " dan " not in name):
         return None
+    if "," in name and re.search(rf"(?:,|dan) {_OFFICE_HEAD}", name):
+        return None  # two offices with their holders
     return "office", f"Siapakah {name}?"
 
 

@@ -10,7 +10,7 @@ POINTERS = re.compile(
     r"tambah|lain|yakni|bahawa|bahwa|manakala|sedangkan|sementara|namun|tetapi|tapi|malah|seterusnya|selain|justeru|"
     r"juga|turut|bagaimanapun|pula|sahaja|saja|lalu|lepas|kini|sekarang|kelak|nanti|dahulu|terdahulu|lagi|sama|"
     r"tahap kedua|berikut|berikutnya|di atas|di bawah|apa|siapa|mengapa|mana|ketiga-tiga|kedua-dua|jika|sekiranya|"
-    r"apabila|kerana|karena|supaya|agar|bagaimana|bahwasanya)\b|"
+    r"apabila|kerana|karena|supaya|agar|bagaimana|bahwasanya|sebegini|sebegitu|penulis|lanjut|ketika|adakah|bayangkan|sekali)\b|"
     # -nya at the end of a noun has its owner elsewhere; "hanya", "biasanya" and their like have none.
     r"\b(?!hanya|tanya|punya|ternyata|biasanya|umumnya)\w+nya\b",
     re.IGNORECASE,
@@ -28,8 +28,8 @@ tanpa terhadap sekali satu salah mereka bermula seramai sebanyak sejumlah seoran
 tatkala biar demi sesungguhnya akibat sehubungan susulan paling lebih amat sangat lihat begitulah segala pelbagai
 beberapa ramai banyak dua tiga empat lima enam tujuh lapan sembilan sepuluh kali alasan keadaan situasi kebanyakan
 sebahagian kita dek para cukup mujur mungkin ternyata jelas memang bukankah antaranya pihak umum orang kes kejadian
-hasilnya sepanjang terutama khususnya kini dulu dahulu perkembangan ambil suatu sesuatu karena setengah kenyataan
-insiden tragedi benda pertama kedua ketiga keempat kelima terakhir
+hasilnya sepanjang terutama khususnya kini dulu dahulu perkembangan ambil secara bayangkan adakah suatu sesuatu karena
+setengah kenyataan insiden tragedi benda pertama kedua ketiga keempat kelima terakhir
 """
 NO_SUBJECT = frozenset(_OPENERS.split())
 """A subject that is understood alone does not begin with one of these."""
@@ -52,7 +52,7 @@ VERB = re.compile(rf"\b{_NO_VERB}{_VERB_PREFIX}\b", re.IGNORECASE)
 
 SAYING = re.compile(
     r"\b(?:menegaskan|menyatakan|mendakwa|memberitahu|menjelaskan|percaya|yakin|berharap|berpendapat|mengakui|"
-    r"menyifatkan|mengatakan|menyebut|mendedahkan|menasihatkan|meminta|menggesa|menyarankan|berasa|merasa\w*|bimbang)\b"
+    r"menyifatkan|mengatakan|menyebut|mendedahkan|menasihatkan|meminta|menggesa|menyarankan|berasa|merasa\w*|bimbang|memperkirakan|mengungkapkan|menilai|menyebutkan|mengaku)\b"
 )
 """After one of these, a reason belongs to what was said and not to the saying."""
 
