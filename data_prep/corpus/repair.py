@@ -16,6 +16,8 @@ _LINE_EDGES = re.compile(r" ?\n ?")
 _WORK = re.compile(
     "[&\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u206f\ud800-\udfff\ufeff\ufff9-\ufffc]"
 )
+# Beyond ASCII and these marks of punctuation (which NFC leaves alone) lies all that can make a text look like mojibake.
+_UNUSUAL = re.compile("[^\x00-\x7f‘’“”–—…•]")
 _UNEVEN = re.compile(r"[^\S\n ]|  | \n|\n ")
 
 
@@ -34,7 +36,8 @@ def text_cleaner() -> Callable[[str], str]:
 
     def clean(text: str) -> str:
         # Most texts need none of it, and to see that is several times as quick as to do it.
-        if _WORK.search(text) or not (text.isascii() or (unicodedata.is_normalized("NFC", text) and not is_bad(text))):
+        usual = not _UNUSUAL.search(text) or (unicodedata.is_normalized("NFC", text) and not is_bad(text))
+        if not usual or _WORK.search(text):
             text = _INVISIBLE.sub("", ftfy.fix_text(text, config))
         if _UNEVEN.search(text):
             text = _LINE_EDGES.sub("\n", _SPACES.sub(" ", text))

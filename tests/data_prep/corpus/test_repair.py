@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 from pathlib import Path
 
 import ftfy
+from ftfy.badness import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +80,12 @@ PIECES = [
 def test_the_quick_way_is_the_same(text: str) -> None:
     assert CLEAN(text) == slow(text)
     assert CLEAN(CLEAN(text)) == CLEAN(slow(text))
+
+
+def test_usual_punctuation_never_looks_like_mojibake() -> None:
+    for length in range(1, 5):
+        for text in map("".join, itertools.product("‘’“”–—…•aA1 .$", repeat=length)):
+            assert not is_bad(text)
 
 
 def test_the_quick_way_is_the_same_on_real_text(shared_data: Path) -> None:

@@ -79,19 +79,24 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_neither_cut_nor_workers_change_the_result(tmp_path: Path) -> None:
+def test_the_cut_changes_nothing(tmp_path: Path) -> None:
     files = corpus(tmp_path / "in", files=3, rows=40)
-    config = {"held_out": 0.2, "part_mb": 0.006}
-    counts = build(tmp_path / "a", files, **config)
+    counts = build(tmp_path / "a", files, held_out=0.2)
     assert counts["kept"] > 60 and counts["duplicates"] > 3 and counts["near_duplicates"] > 3
-    assert build(tmp_path / "b", files, fanout=LocalFanout(2), **config) == counts
-    assert content(tmp_path / "a") == content(tmp_path / "b")
-    for number, size in enumerate((16.0, 0.0025)):
+    for number, size in enumerate((0.006, 0.0025)):
         out = tmp_path / f"c{number}"
-        assert build(out, files, **{**config, "part_mb": size}) == counts
+        assert build(out, files, held_out=0.2, part_mb=size) == counts
         assert rows(out) == rows(tmp_path / "a")
         assert rows(out / "held_out") == rows(tmp_path / "a" / "held_out")
         assert (out / "report.json").read_bytes() == (tmp_path / "a" / "report.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    files = corpus(tmp_path / "in")
+    counts = build(tmp_path / "a", files, held_out=0.2, part_mb=0.004)
+    assert build(tmp_path / "b", files, fanout=LocalFanout(2), held_out=0.2, part_mb=0.004) == counts
+    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_counts_add_up_and_the_report_shows_what_was_removed(tmp_path: Path) -> None:
@@ -163,6 +168,7 @@ build_corpus(config, evaluation_sets=[], out=Path(sys.argv[2]), progress=Progres
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, repo: Path) -> None:
     files = corpus(tmp_path / "in")
     config = {"files": [str(files)], "part_mb": 0.004}
