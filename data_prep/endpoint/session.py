@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 10.0
 _FIRST_RETRIES = 2
-_GIVE_UP_AFTER = 8  # requests in a row that failed after all their retries, or were refused
+_GIVE_UP_AFTER = 8  # requests in a row that failed after all their retries
 GOES_ON = "the same command goes on from there"
 
 
@@ -66,7 +66,7 @@ class Session:
         self._answered, self._given_up = False, 0
         self.stopped: UserError | None = None
         self.final = False
-        self._stopping = asyncio.Event()
+        self._stopping, self._checking = asyncio.Event(), asyncio.Lock()
         account.begin()
 
     async def __aenter__(self) -> Session:
@@ -120,15 +120,15 @@ class Session:
                 first_limit_s = first_limit_s or self._clock()
                 pause_s = self._limited(outcome, waits, first_limit_s)
                 if pause_s is None:
-                    self._give_up(request, outcome)
+                    await self._give_up(request, outcome)
                 waits += 1
             else:
                 allowed = self._config.retries if self._answered else min(self._config.retries, _FIRST_RETRIES)
                 if outcome.kind not in RETRIED or tries >= allowed:
-                    self._give_up(request, outcome)
+                    await self._give_up(request, outcome)
                 pause_s = max(outcome.wait_s or 0.0, self._backoff(tries))
                 if pause_s > self._config.patience_s:
-                    self._give_up(request, outcome)
+                    await self._give_up(request, outcome)
                 tries += 1
             self._account.add("retries")
             await self._pause(pause_s)
@@ -227,22 +227,36 @@ class Session:
             self._resume_s = max(self._resume_s, now_s + pause_s)
         return pause_s
 
-    def _give_up(self, request: Request, found: Trouble) -> NoReturn:
+    async def _give_up(self, request: Request, found: Trouble) -> NoReturn:
         """Count and list the request as failed, and stop where the endpoint answers nobody."""
         self._account.add("failed")
         self._account.add(f"failed_{found.kind}")
         self._given_up += 1
         if self._log is not None:
             self._log.failed(request, found.kind, found.why)
-        if (
-            found.kind == "refused"
-        ):  # cheap, and told by the server to be each request's own fault, once one was answered
-            down = not self._answered and self._given_up >= _GIVE_UP_AFTER
-        else:
-            down = not self._answered or self._given_up >= _GIVE_UP_AFTER
-        if down:
-            self._stop_down(found)
+        async with self._checking:
+            if self._in_doubt(found):
+                await self._check(request, found)
         raise Failed(found)
+
+    def _in_doubt(self, found: Trouble) -> bool:
+        """Whether it may be the endpoint that is at fault and not the requests."""
+        # refusals are told at once and cost nothing, and a server that refuses one request answers another
+        return not self._answered or (found.kind != "refused" and self._given_up >= _GIVE_UP_AFTER)
+
+    async def _check(self, request: Request, found: Trouble) -> None:
+        """Ask the same with one word in place of the texts; stops where that is not answered either.
+
+        A run whose last few requests are hopeless each for itself ends by this, and one at a dead server stops.
+        """
+        word: dict[str, Any] = {"input": ["rumpun"]}
+        if request.route == "chat":
+            word = {"messages": [{"role": "user", "content": "rumpun"}]}
+        outcome = await self._try(Request(request.route, {**request.body, **word}, label="check"))
+        if isinstance(outcome, Trouble) and outcome.kind != "rate_limited":
+            self._account.add(f"trouble_{outcome.kind}")
+            self._stop_down(found)
+        self._answered, self._given_up = True, 0
 
     def _stop_down(self, found: Trouble) -> NoReturn:
         config = self._config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -91,6 +92,18 @@ def test_what_stays_wrong_is_a_failed_item_and_the_rest_goes_on(
     assert not (tmp_path / "requests.failed.jsonl").exists()
 
 
+def test_a_run_with_nothing_but_hopeless_requests_left_ends(
+    server: EndpointServer, config: MakeConfig, tmp_path: Path
+) -> None:
+    server.rule = lambda asked: faults.server_error() if re.search("nombor .*[02468]$", asked.text) else None
+    for run in range(2):
+        results, counts = ask(config(retries=1, concurrency=2), 40, log=tmp_path)
+        failed = sorted(label for label, reply in results.items() if isinstance(reply, Failed))
+        assert failed == sorted(f"r{number}" for number in range(0, 40, 2))
+        assert counts["failed"] == 20 and counts["cache_hits"] == (20 if run else 0)
+    assert counts["answers"] <= 3  # one word each time that all may be down
+
+
 def test_a_refused_request_is_not_retried(server: EndpointServer, config: MakeConfig) -> None:
     server.rule = lambda asked: faults.refused("prompt is too long") if "nombor 5" in asked.text else None
     results, counts = ask(config())
@@ -102,7 +115,16 @@ def test_a_server_that_refuses_everything_is_told(server: EndpointServer, config
     server.rule = lambda _: faults.refused("unknown field top_q")
     with pytest.raises(UserError, match=r"refuses every request .*top_q"):
         ask(config(concurrency=2), 50)
-    assert len(server.asked) < 20
+    assert len(server.asked) <= 4 * 2 + 2  # those that were begun, and one word
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_few_requests_that_are_all_refused_are_told_too(
+    server: EndpointServer, config: MakeConfig, count: int
+) -> None:
+    server.rule = lambda _: faults.refused("no such model")
+    with pytest.raises(UserError, match=r"refuses every request .*no such model"):
+        ask(config(), count)
 
 
 def test_nobody_there_is_told_within_seconds(config: MakeConfig) -> None:
@@ -120,7 +142,7 @@ def test_a_server_that_answers_nobody_is_told_soon(server: EndpointServer, confi
     server.rule = lambda _: fault
     with pytest.raises(UserError, match="answers no request"):
         ask(config(concurrency=4), 500)
-    assert len(server.asked) <= 4 * 4 * 3  # tries of the requests that were begun
+    assert len(server.asked) <= 4 * 4 * 3 + 1  # tries of the requests that were begun, and one word
 
 
 def test_a_server_that_goes_down_in_the_middle_is_told_and_the_answers_stay(

@@ -39,6 +39,8 @@ def make_ask(number: int, *, style: str = "question", target: str = "ms", count:
 
 def questions_about(asked: Asked) -> str:
     """A right answer: two questions that name the passage's number."""
+    if len(asked.body["messages"]) == 1:  # one word, to see whether anybody is there
+        return "ya"
     number = re.findall(r"nombor (\d+)", asked.body["messages"][1]["content"])[0]
     return json.dumps({"questions": [f"Apakah {number}?", f"Siapakah {number}?"]})
 
