@@ -203,9 +203,9 @@ def main() -> None:
     lines.append(table(["ratio", *texts], gains))
     lines += [
         "",
-        "Signatures, gate and copies are measured with their tables compiled and loaded. The first pass is reading,",
-        "repair, personal data, quality, language (words seen before), gate, signatures and the writing of shards. Both",
-        "passes run on any number of cores at once; the search for copies between them is one process.",
+        "Signatures, gate and copies are measured with their tables compiled and loaded. The first pass is",
+        "reading, repair, personal data, quality, language (words seen before), gate, signatures and the writing of",
+        "shards. Both passes run on any number of cores at once; the search for copies between them is one process.",
     ]
     page = "\n".join(lines) + "\n"
     print(page)
