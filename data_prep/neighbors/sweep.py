@@ -101,17 +101,17 @@ def lay_out(
 
     q·d - |d|²/2 orders the rows d as their distance to q does.
     """
-    import torch
+    import numpy as np
 
+    rows, dimension = out.numpy(), vectors.dimension
     for first in range(start, stop, _READ_ROWS):
         last = min(first + _READ_ROWS, stop)
-        block = torch.from_numpy(vectors.read(first, last))
-        rows = slice(first - start, last - start)
-        out[rows, : vectors.dimension] = block
+        block, own = vectors.read(first, last), slice(first - start, last - start)
+        rows[own, :dimension] = block
         if side == "corpus":
-            out[rows, vectors.dimension] = -(block.double() ** 2).sum(1).float() / 2
+            rows[own, dimension] = np.square(block, dtype=np.float64).sum(axis=1) / -2
         elif side == "query":
-            out[rows, vectors.dimension] = 1.0
+            rows[own, dimension] = 1.0
 
 
 class Visitor(Protocol):
