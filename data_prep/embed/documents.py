@@ -47,6 +47,7 @@ def embed_documents(
     text: Cut = "whole",
     rows: NDArray[np.int64] | None = None,
     texts: TextStore | None = None,
+    teacher: Teacher | None = None,
     rows_per_file: int = ROWS_PER_FILE,
 ) -> StoredVectors:
     """Embed the documents of a shard folder into `folder`, one vector a row, in the order of the rows.
@@ -60,6 +61,7 @@ def embed_documents(
         cache: folder of all teachers' caches; none embeds everything.
         text: the whole text, or its first line (its title).
         rows: only these rows, in this order; None takes all.
+        teacher: the one in `teacher_folder`, where it is loaded already; asked where the parts are computed here.
         texts: the text store of `documents`, where there is one already; else it is built in `scratch`.
 
     Raises:
@@ -76,7 +78,7 @@ def embed_documents(
         items = _items(store, text, range(store.rows) if rows is None else rows.tolist())
         found = embed_texts(
             items,
-            load_teacher(teacher_folder, log=scratch / "requests"),
+            teacher or load_teacher(teacher_folder, log=scratch / "requests"),
             role=role,
             folder=folder,
             cache=cache,

@@ -1,8 +1,8 @@
 """A ready model as teacher or baseline, through sentence-transformers.
 
-Texts are batched by length, longest first (little padding, and the largest batch comes first, so a model that does not
-fit fails at once), and the vectors are returned in the order of the texts. A model's own prompts are sent unless others
-are given: our exports carry theirs.
+Texts are batched by their length in tokens, longest first (little padding, and the largest batch comes first, so that a
+model that does not fit fails at once), and the vectors are returned in the order of the texts. A model's own prompts
+are sent unless others are given: our exports carry theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from data_prep.embed.embedder import Role
     from data_prep.embed.teacher import TeacherConfig
 
-_CALL_BATCHES = 16
+_BATCH_TOKENS = {True: 2048, False: 32_768}
+"""On a CPU, and not."""
 _PROMPT_NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 """What sentence-transformers and model authors call the two roles, best first."""
 
@@ -63,7 +64,8 @@ class SentenceTransformersEmbedder:
         self.name = model
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self.normalised = config.normalise
-        self._batch_size, self._batch_tokens = config.batch_size, config.batch_tokens
+        on_cpu = self._model.device.type == "cpu"
+        self._batch_size, self._batch_tokens = config.batch_size, config.batch_tokens or _BATCH_TOKENS[on_cpu]
         self._prompts: dict[Role, str] = {
             "query": self._prompt(config.query_prefix, config.query_prompt, "query"),
             "passage": self._prompt(config.passage_prefix, config.passage_prompt, "passage"),
@@ -100,11 +102,11 @@ class SentenceTransformersEmbedder:
         if progress:
             progress.begin("embed", len(texts), "texts")
         encode: Any = self._model.encode_query if role == "query" else self._model.encode_document
-        for rows, batch_size in self._calls(texts, self._prompts[role]):
+        for rows in self._batches(texts, self._prompts[role]):
             vectors[rows] = encode(
                 [texts[row] for row in rows],
                 prompt=self._prompts[role],
-                batch_size=batch_size,
+                batch_size=len(rows),
                 convert_to_numpy=True,
                 show_progress_bar=False,
             )
@@ -112,29 +114,27 @@ class SentenceTransformersEmbedder:
                 progress.advance(len(rows))
         return unit_rows(vectors) if self.normalised else vectors
 
-    def _calls(self, texts: Sequence[str], prompt: str) -> Iterator[tuple[list[int], int]]:
-        """Rows of each call, longest texts first, and the batch size inside the call."""
-        if self._batch_tokens is None:
-            order = sorted(range(len(texts)), key=lambda row: (-len(texts[row]), row))
-            step = self._batch_size * _CALL_BATCHES
-            for start in range(0, len(order), step):
-                yield order[start : start + step], self._batch_size
-            return
+    def _batches(self, texts: Sequence[str], prompt: str) -> Iterator[list[int]]:
+        """Rows of each forward pass, longest texts first."""
         lengths = self._token_counts(texts, prompt)
         order = sorted(range(len(texts)), key=lambda row: (-lengths[row], row))
         start = 0
         while start < len(order):
             fits = max(1, self._batch_tokens // lengths[order[start]])  # all are padded to the first one
-            yield order[start : start + fits], fits
-            start += fits
+            yield order[start : start + min(fits, self._batch_size)]
+            start += min(fits, self._batch_size)
 
     def _token_counts(self, texts: Sequence[str], prompt: str) -> list[int]:
         """Tokens of each text with its prompt, as the model will see it (cut, at least one)."""
-        most = int(self._model.max_seq_length or 1 << 20)
+        from transformers import PreTrainedTokenizerBase
+
+        most, tokenizer = int(self._model.max_seq_length or 1 << 20), self._model.tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):  # static embeddings have another kind, and do not pad
+            return [min(most, 1 + (len(prompt) + len(text)) // 4) for text in texts]
         found: list[int] = []
         for start in range(0, len(texts), 1024):
             sent = [prompt + text for text in texts[start : start + 1024]]
-            encoded = self._model.tokenizer(sent, truncation=True, max_length=most, verbose=False)["input_ids"]
+            encoded = tokenizer(sent, truncation=True, max_length=most, verbose=False)["input_ids"]
             found += [max(1, len(ids)) for ids in encoded]
         return found
 
