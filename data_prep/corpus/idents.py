@@ -1,7 +1,7 @@
 """Ids of the input that stand more than once in a file: found in bounded memory, told, never acted on.
 
-An id is remembered as 8 bytes of a hash of the file and the id. Each part keeps its hashes sorted; ranges of hashes are
-then looked at across all parts, so that memory holds one range. Ids themselves lie in a text file beside, for samples.
+An id is remembered as 8 bytes of a hash of the file and the id. Each part keeps its hashes in sorted runs; ranges of
+hashes are then looked at across all runs, so that memory holds one range. Ids themselves lie in a text file beside.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from data_prep.files import disk_errors
 
 _RANGE = 1 << 22
 """Hashes looked at together: 32 MB of them."""
+_RUN = 1 << 20
+"""Ids that are sorted together and written as one run."""
 _SAMPLES = 10
 
 
@@ -41,6 +43,22 @@ class IdentWriter:
         with disk_errors(self._folder):
             self._names.write(json.dumps([file, ident]) + "\n")
         self.rows += 1
+        if len(self._hashes) >= 8 * _RUN:
+            self._flush()
+
+    def _flush(self) -> None:
+        import numpy as np
+
+        if not self._hashes:
+            return
+        hashes = np.frombuffer(bytes(self._hashes), "<u8")
+        order = np.argsort(hashes, kind="stable")
+        number = len(list(self._folder.glob("hashes-*.npy")))
+        with disk_errors(self._folder):
+            np.save(self._folder / f"hashes-{number:05d}.npy", hashes[order], allow_pickle=False)
+            rows = order + (self.rows - len(hashes))
+            np.save(self._folder / f"rows-{number:05d}.npy", rows, allow_pickle=False)
+        self._hashes = bytearray()
 
     def __enter__(self) -> IdentWriter:
         return self
@@ -50,15 +68,10 @@ class IdentWriter:
     ) -> None:
         if self._names is None:
             return
-        import numpy as np
-
+        if kind is None:
+            self._flush()
         with disk_errors(self._folder):
             self._names.close()
-            if kind is None:
-                hashes = np.frombuffer(bytes(self._hashes), "<u8")
-                order = np.argsort(hashes, kind="stable")
-                np.save(self._folder / "hashes.npy", hashes[order], allow_pickle=False)
-                np.save(self._folder / "rows.npy", order, allow_pickle=False)
 
 
 def repeated_idents(folders: list[Path]) -> tuple[int, list[dict[str, Any]]]:
@@ -72,7 +85,8 @@ def repeated_idents(folders: list[Path]) -> tuple[int, list[dict[str, Any]]]:
     """
     import numpy as np
 
-    parts = [np.load(folder / "hashes.npy", allow_pickle=False, mmap_mode="r") for folder in folders]
+    files = [file for folder in folders for file in sorted(folder.glob("hashes-*.npy"))]
+    parts = [np.load(file, allow_pickle=False, mmap_mode="r") for file in files]
     total = sum(map(len, parts))
     ranges = max(1, -(-total // _RANGE))
     edges = [np.uint64((number << 64) // ranges) for number in range(ranges)]
@@ -85,23 +99,24 @@ def repeated_idents(folders: list[Path]) -> tuple[int, list[dict[str, Any]]]:
         )
         repeated += int((counts - 1).sum())
         many = np.flatnonzero(counts > 1)
-        found += [(_first_place(folders, parts, values[i]), int(counts[i])) for i in many[: _SAMPLES * 100]]
+        found += [(_first_place(files, parts, values[i]), int(counts[i])) for i in many[: _SAMPLES * 100]]
     samples = []
-    for (part, row), times in sorted(found)[:_SAMPLES]:
-        file, ident = _name(folders[part] / "names.jsonl", row)
+    for (run, row), times in sorted(found)[:_SAMPLES]:
+        file, ident = _name(files[run].with_name("names.jsonl"), row)
         samples.append({"id": ident, "file": Path(file).name, "times": times})
     return repeated, samples
 
 
-def _first_place(folders: list[Path], parts: list[Any], value: Any) -> tuple[int, int]:
-    """(part, row among its ids) at which a hash stands first."""
+def _first_place(files: list[Path], runs: list[Any], value: Any) -> tuple[int, int]:
+    """(run, row among the ids of its part) at which a hash stands first."""
     import numpy as np
 
-    for number, (folder, hashes) in enumerate(zip(folders, parts, strict=True)):
+    for number, (file, hashes) in enumerate(zip(files, runs, strict=True)):
         at = int(np.searchsorted(hashes, value))
         if at < len(hashes) and hashes[at] == value:
-            return number, int(np.load(folder / "rows.npy", allow_pickle=False, mmap_mode="r")[at])
-    raise AssertionError("a hash that stands in no part")
+            rows = np.load(file.with_name(file.name.replace("hashes", "rows")), allow_pickle=False, mmap_mode="r")
+            return number, int(rows[at])
+    raise AssertionError("a hash that stands in no run")
 
 
 def _name(path: Path, row: int) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 from data_prep.corpus.config import CorpusConfig
 from data_prep.corpus.cut import Piece
 from data_prep.corpus.decontaminate import DecontaminateConfig, Gate
+from data_prep.corpus.gather import DocumentWriter
 from data_prep.corpus.idents import IdentWriter
 from data_prep.corpus.keys import text_key
 from data_prep.corpus.language import LanguageTagger
@@ -27,7 +28,7 @@ from data_prep.corpus.report import Tally, shown
 from data_prep.corpus.signatures import SignatureWriter
 from data_prep.corpus.split import is_held_out
 from data_prep.files import content_id
-from data_prep.shards import Shards, ShardWriter
+from data_prep.shards import Shards
 
 TEXTS, SIGNATURES, IDENTS = "texts", "signatures", "idents"
 """Folders inside the folder of a part: cleaned documents, what near-duplicate search needs, ids of the input."""
@@ -126,7 +127,7 @@ def clean_part(*, pieces: list[Piece], config: dict[str, Any], sets: list[str], 
         cleaner = _Cleaner(settings, sets, tally)
         trouble = Trouble(settings)
         with (
-            ShardWriter(place / TEXTS, "documents") as writer,
+            DocumentWriter(place / TEXTS) as writer,
             SignatureWriter(place / SIGNATURES, settings.near) as signatures,
             IdentWriter(place / IDENTS) as idents,
         ):
@@ -185,8 +186,8 @@ def keep_part(
     within = np.load(signatures / "within.npy", allow_pickle=False) if capped else None
     with (
         whole_folder(Path(out)) as place,
-        ShardWriter(place / TRAINING, "documents") as training,
-        ShardWriter(place / HELD_OUT, "documents") as held,
+        DocumentWriter(place / TRAINING) as training,
+        DocumentWriter(place / HELD_OUT) as held,
     ):
         for n, row in enumerate(Shards(Path(folder) / TEXTS, "documents", verify=False)):
             group = row["source"], row["language"]

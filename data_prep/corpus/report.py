@@ -12,7 +12,7 @@ from typing import Any
 
 SAMPLES = 10
 _SHOWN_CHARACTERS = 240
-_MOST_SOURCES = 200
+_MOST_SOURCES, _MOST_GROUPS = 200, 20_000
 _OTHERS = "(other sources)"
 _SEPARATOR = "\t"
 
@@ -52,7 +52,10 @@ class Tally:
         """Count something, also for a source and language where one is given."""
         self.counts[name] += amount
         if source:
-            self.groups.setdefault(f"{source}{_SEPARATOR}{language}", Counter())[name] += amount
+            group = f"{source}{_SEPARATOR}{language}"
+            if group not in self.groups and len(self.groups) >= _MOST_GROUPS:  # a source of its own for each document
+                group = f"{_OTHERS}{_SEPARATOR}{language}"
+            self.groups.setdefault(group, Counter())[name] += amount
 
     def sample(self, name: str, shown: Any) -> None:
         """Keep a sample of a rule, if it is among the first."""
@@ -68,6 +71,8 @@ class Tally:
         """Add the JSON form of the tally of the next part."""
         self.counts.update(told["counts"])
         for group, counts in told["groups"].items():
+            if group not in self.groups and len(self.groups) >= _MOST_GROUPS:
+                group = f"{_OTHERS}{_SEPARATOR}{group.rsplit(_SEPARATOR, 1)[1]}"
             self.groups.setdefault(group, Counter()).update(counts)
         for name, samples in told["samples"].items():
             for shown in samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -232,6 +233,7 @@ def test_what_falls_to_the_limit_makes_place_for_its_copies(tmp_path: Path) -> N
 
 def test_repeated_ids_are_found_across_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(0)
+    monkeypatch.setattr("data_prep.corpus.idents._RUN", 17)
     given = [[(chance.choice("ab"), str(chance.randrange(60))) for _ in range(50)] for _ in range(4)]
     for number, part in enumerate(given):
         with IdentWriter(tmp_path / str(number)) as writer:
@@ -246,6 +248,38 @@ def test_repeated_ids_are_found_across_parts(tmp_path: Path, monkeypatch: pytest
         expected = [pair for pair in dict.fromkeys(p for part in given for p in part) if times[pair] > 1][:10]
         assert [(s["file"], s["id"]) for s in samples] == expected
         assert all(times[s["file"], s["id"]] == s["times"] for s in samples)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from data_prep.corpus import gather
+from data_prep.corpus.config import CorpusConfig
+from data_prep.corpus.cut import plan_parts
+from data_prep.corpus.part import clean_part
+gather._MOST_CHARACTERS = 2_000_000
+off = {"enabled": False}
+config = CorpusConfig.model_validate({"files": [sys.argv[1]], "near": off, "private": off, "quality": off})
+pieces = plan_parts(config)[0]
+told = clean_part(pieces=pieces, config=config.model_dump(mode="json"), sets=[], folder=sys.argv[2])
+print(told["rows"][0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, repo: Path) -> None:
+    used_mb = []
+    for size in (10, 80):
+        with gzip.open(tmp_path / "a.jsonl.gz", "wt", compresslevel=1) as stream:
+            for number in range(size * 10):
+                text = f"dokumen {number} " + "kata yang panjang " * 5500
+                stream.write(json.dumps({"text": text, "lang": "ms", "id": str(number)}) + "\n")
+        command = [sys.executable, "-c", MEASURED, str(tmp_path / "a.jsonl.gz"), str(tmp_path / f"p{size}")]
+        done = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True)
+        rows, used = map(int, done.stdout.split())
+        assert rows == size * 10
+        used_mb.append(used)
+    assert used_mb[1] < used_mb[0] + 25, used_mb
 
 
 def test_overlap_is_removed_or_ends_the_run(tmp_path: Path, evaluation_set: Path, write_jsonl: Any) -> None:
@@ -334,8 +368,6 @@ def test_good_texts_stay(text: str) -> None:
 
 
 def test_quality_keeps_real_text(shared_data: Path, tmp_path: Path) -> None:
-    import gzip
-
     for name, most in (("twitter", 0.002), ("forum_bcari", 0.001), ("legal_ms", 0.002), ("news_ms", 0.001)):
         with gzip.open(shared_data / "corpora" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as stream:
             texts = [json.loads(line)["text"] for line, _ in zip(stream, range(4000), strict=False)]
