@@ -197,10 +197,12 @@ class Gate:
 
     def _shared(self, words: Words) -> Overlap | None:
         from data_prep.corpus.overlap_kernels import covered_text
+        from data_prep.corpus.word_kernels import grams
 
         self._number += 1
         entry, count, first, end = covered_text(
             words.hashes,
+            grams(words.hashes, self.config.ngram_words),
             self.config.ngram_words,
             self._number,
             *self._runs,
@@ -220,10 +222,12 @@ class Gate:
 
     def _near(self, words: Words) -> Overlap | None:
         from data_prep.corpus.overlap_kernels import near_text
+        from data_prep.corpus.word_kernels import grams
 
         self._number += 1
         entry, edits, first, end = near_text(
             words.hashes,
+            grams(words.hashes, 2),
             self._number,
             *self._pairs[:4],
             self._words,

@@ -1,4 +1,7 @@
-"""The loops of near-duplicate search that numba compiles. Import it inside functions."""
+"""The loops of near-duplicate search that numba compiles. Import it inside functions.
+
+Nothing compiled in another file is called here: numba's cache of compiled code would not notice that it changed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from data_prep.corpus.word_kernels import mix
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore
+def _mix(value: np.uint64) -> np.uint64:
+    """Spread a 64-bit value over all its bits (the finaliser of SplitMix64, a bijection)."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
 @njit(cache=True, nogil=True)  # type: ignore
@@ -17,8 +26,8 @@ def band_hashes(signatures: NDArray[np.uint32], bands: int, rows: int) -> NDArra
         for band in range(bands):
             value = np.uint64(band + 1)
             for k in range(band * rows, (band + 1) * rows):
-                value = mix(value ^ np.uint64(signatures[i, k])) + np.uint64(k)
-            out[i, band] = mix(value)
+                value = _mix(value ^ np.uint64(signatures[i, k])) + np.uint64(k)
+            out[i, band] = _mix(value)
     return out
 
 

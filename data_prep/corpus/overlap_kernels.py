@@ -1,4 +1,7 @@
-"""The loops of decontamination that numba compiles. Import it inside functions."""
+"""The loops of decontamination that numba compiles. Import it inside functions.
+
+Nothing compiled in another file is called here: numba's cache of compiled code would not notice that it changed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from typing import TypeAlias
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-
-from data_prep.corpus.word_kernels import grams
 
 U64: TypeAlias = NDArray[np.uint64]
 I64: TypeAlias = NDArray[np.int64]
@@ -47,6 +48,7 @@ def look_up(slots: U64, numbers: I32, key: np.uint64) -> int:
 @njit(cache=True, nogil=True)  # type: ignore
 def covered_text(
     text: U64,
+    runs: U64,
     size: int,
     number: int,
     slots: U64,
@@ -66,6 +68,7 @@ def covered_text(
     """The evaluation text of which the largest share of words stands in runs of `size` words that the text holds too.
 
     Args:
+        text, runs: hashes of the text's words, and of its runs of `size` words.
         number: a number that no call before had, above 0.
         forgotten: evaluation texts that are passed over.
         seen, counts, first_at, end_at: scratch per evaluation text; covered: scratch per word of them.
@@ -74,9 +77,8 @@ def covered_text(
         (evaluation text or -1, its words covered, first word, end word of the longest stretch in the text).
     """
     best, best_count = -1, 0
-    hashes = grams(text, size)
-    for i in range(len(hashes)):
-        entry = look_up(slots, numbers, hashes[i])
+    for i in range(len(runs)):
+        entry = look_up(slots, numbers, runs[i])
         if entry < 0:
             continue
         for q in range(posting_starts[entry], posting_starts[entry + 1]):
@@ -143,6 +145,7 @@ def best_match(pattern: U64, text: U64, low: int, high: int, whole: bool) -> tup
 @njit(cache=True, nogil=True)  # type: ignore
 def near_text(
     text: U64,
+    pairs: U64,
     number: int,
     slots: U64,
     numbers: I32,
@@ -164,6 +167,7 @@ def near_text(
     laid twice with half an overlap, hold each such stretch whole, so that counting pairs misses nothing.
 
     Args:
+        text, pairs: hashes of the text's words, and of its pairs of neighbouring words.
         number: a number that no call before had, above 0.
         forgotten: evaluation texts that are passed over.
         edits: per evaluation text, how many are allowed where it is compared with the whole text; `edits_inside`, with
@@ -176,9 +180,8 @@ def near_text(
     found, found_edits, found_first, found_end = -1, 0, 0, 0
     found_share = 2.0
     total = len(text)
-    hashes = grams(text, 2)
-    for p in range(len(hashes)):
-        entry = look_up(slots, numbers, hashes[p])
+    for p in range(len(pairs)):
+        entry = look_up(slots, numbers, pairs[p])
         if entry < 0:
             continue
         for q in range(posting_starts[entry], posting_starts[entry + 1]):

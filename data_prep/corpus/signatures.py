@@ -45,8 +45,8 @@ class NearConfig(Section):
     """Length of a signature, 4 bytes each on disk; the standard error of an estimate of 0.8 is 0.035 at 128."""
     recall: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.99
     """Least share of pairs just at the threshold that are compared; decides the bands. Higher compares more pairs."""
-    memory_gb: Annotated[float, Field(gt=0)] = 1.0
-    """Memory for sorting, in GB; a larger corpus is sorted in more parts on disk, with the same result."""
+    memory_gb: Annotated[float, Field(gt=0)] = 0.5
+    """Memory for sorting, in GB; a larger corpus is sorted in more parts on disk, with the same result and as fast."""
 
     def bands(self) -> tuple[int, int]:
         """(bands, rows of a band): the longest bands that compare `recall` of the pairs at the threshold."""

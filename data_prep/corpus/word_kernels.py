@@ -11,7 +11,7 @@ _BASE = np.uint64(0xD6E8FEB86659FD93)
 
 
 @njit(cache=True, nogil=True, inline="always")  # type: ignore
-def mix(value: np.uint64) -> np.uint64:
+def _mix(value: np.uint64) -> np.uint64:
     """Spread a 64-bit value over all its bits (the finaliser of SplitMix64, a bijection)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -46,7 +46,7 @@ def cut_words(
             word = np.uint64(0)
         word = (word ^ value) * _PRIME
         word ^= word >> np.uint64(29)
-        hashes[count - 1] = mix(word)
+        hashes[count - 1] = _mix(word)
         ends[count - 1] = i + 1
         inside = kind == 1
     return hashes[:count].copy(), starts[:count].copy(), ends[:count].copy(), letters
@@ -68,5 +68,5 @@ def grams(hashes: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
             rolling -= hashes[i - size] * top
         rolling = rolling * _BASE + hashes[i]
         if i >= size - 1:
-            out[i - size + 1] = mix(rolling)
+            out[i - size + 1] = _mix(rolling)
     return out
