@@ -85,11 +85,12 @@ def import_pairs(
 
     Returns:
         Counts: files, read, kept, positives, negatives, duplicates, evaluation_overlap (pairs whose query, or every
-        positive, repeats evaluation text), below_min_score, and what was refused, as refused_REASON: empty_query,
-        no_positive, positive_is_query, and where there are any unreadable, unknown_columns, no_query, not_text,
-        bad_score, too_long. `negatives_dropped` are negatives that were empty, repeated, equal to query or positive,
-        evaluation text, or over the cap; `positives_dropped` are positives that repeat evaluation text beside others
-        that do not; `prompts_dropped` are prompts of rows, which rumpun sets for a whole model instead.
+        positive, repeats evaluation text), below_min_score, labelled_no_pair, and what was refused, as
+        refused_REASON: empty_query, no_positive, positive_is_query, and where there are any unreadable,
+        unknown_columns, no_query, not_text, bad_score, too_long. `negatives_dropped` are negatives that were empty,
+        repeated, equal to query or positive, evaluation text, or over the cap; `positives_dropped` are positives that
+        repeat evaluation text beside others that do not; `prompts_dropped` are prompts of rows, which rumpun sets for a
+        whole model instead.
 
     Raises:
         UserError: a file that cannot be read, too many rows that are no pairs, or no pair left.
@@ -184,6 +185,8 @@ class _Sieve:
             for candidate in candidates:
                 yield found, candidate
         except Refused as refused:
+            if refused.reason == "class_label":  # the rows that are not refused would be no pairs either
+                raise UserError(read.where, str(refused), "keep the rows that are pairs and drop the column") from None
             self.tally.refuse(refused.reason, read.where, str(refused), str(read.value or ""))
 
     def _judge(self, table: Table, kept: int) -> None:
@@ -237,13 +240,15 @@ class _Sieve:
         if len(left) < len(distinct):
             self.tally.counts["positives_dropped"] += len(distinct) - len(left)
             distinct = left
-        digest = hashlib.blake2b("".join((query.key, *sorted(keys))).encode(), digest_size=16).digest()
+        usable = _distinct(negatives, {query.key, *keys})
+        usable = list(islice((t for t in usable if not self._overlap(t)), self._config.max_negatives))
+        # triplets give a pair once for each of its negatives: those rows are no duplicates
+        whole = "".join((query.key, *sorted(keys), "|", *sorted(text.key for text in usable)))
+        digest = hashlib.blake2b(whole.encode(), digest_size=16).digest()
         if digest in self._seen:
             self.tally.refuse("duplicates", where, "the same pair stood before", query.text)
             return None
         self._seen.add(digest)
-        usable = _distinct(negatives, {query.key, *keys})
-        usable = list(islice((t for t in usable if not self._overlap(t)), self._config.max_negatives))
         self.tally.counts["negatives_dropped"] += len(negatives) - len(usable)
         return pair_row(
             query.text,

@@ -8,8 +8,9 @@
 | `questions` | `question`, `answer` |
 | `renderings` | `left`, `ms`, `en` (the paper), or a `set` of texts: the same thing said in other words |
 
-Each may also have `negative…` columns, `score` or `pos_scores` and `neg_scores`, `source`, `lang` or `language`, and
-the ids of the documents that the texts come from, as rumpun's own shards do.
+Each may also have `negative…` columns, `score`, `scores`, or `pos_scores` and `neg_scores`; `label` (1 a pair, 0 none)
+or `labels` (of the texts in a list); `source`, `lang` or `language`; and the ids of the documents that the texts come
+from, as rumpun's own shards do.
 """
 
 from __future__ import annotations
@@ -99,20 +100,57 @@ def _listed(row: Mapping[str, Any], found: Format, *, typed: bool) -> Candidate:
     query = row.get(name)
     if not isinstance(query, str):
         raise Refused("no_query", f"{name!r} is {_found(row, name)}, must be text")
-    positives = _texts(row, _numbered(row, "positive", (*_POSITIVE, *_ANSWER.get(found, ()))), typed=typed)
+    names = _numbered(row, "positive", (*_POSITIVE, *_ANSWER.get(found, ())))
+    if found == "pairs" and not names:  # as public sets of questions name their columns
+        names = [n for n in _ANSWER["questions"] if n in row]
+    positives = _texts(row, names, typed=typed)
     negatives = _texts(row, _numbered(row, "negative", _NEGATIVE), typed=typed)
+    _check_label(row, typed=typed)
+    labels = row.get("labels") if typed else _opened(row.get("labels"))
+    if isinstance(labels, list):
+        if len(labels) != len(positives) or negatives:
+            raise Refused("bad_score", f"'labels' holds {len(labels)} labels for {len(positives)} texts")
+        marked = [_number(label, "labels", typed=typed) > 0 for label in labels]
+        negatives = [text for text, good in zip(positives, marked, strict=True) if not good]
+        positives = [text for text, good in zip(positives, marked, strict=True) if good]
+    positive_scores, negative_scores = _joined_scores(row, positives, negatives, typed=typed)
     return Candidate(
         query,
         positives,
         negatives,
-        _scores(row, ("positive_scores", "pos_scores"), positives, typed=typed)
-        or _one_score(row, positives, typed=typed),
-        _scores(row, ("negative_scores", "neg_scores"), negatives, typed=typed),
+        _scores(row, ("positive_scores", "pos_scores"), positives, typed=typed) or positive_scores,
+        _scores(row, ("negative_scores", "neg_scores"), negatives, typed=typed) or negative_scores,
         *_label(row),
         query_document=_text_or_none(row.get("query_document")),
         positive_documents=_documents(row.get("positive_documents"), positives),
         negative_documents=_documents(row.get("negative_documents"), negatives),
     )
+
+
+def _check_label(row: Mapping[str, Any], *, typed: bool) -> None:
+    """`label` 1 marks a pair, 0 two texts that are none; another number names a class, not whether it is a pair."""
+    label = row.get("label")
+    if not typed and isinstance(label, str):
+        with suppress(ValueError):
+            label = float(label)
+    if isinstance(label, (int, float)) and label != 1:
+        reason = "labelled_no_pair" if label == 0 else "class_label"
+        raise Refused(reason, f"'label' is {label:g}" + ("" if label == 0 else ", must be 1 for a pair or 0 for none"))
+
+
+def _joined_scores(
+    row: Mapping[str, Any], positives: list[str], negatives: list[str], *, typed: bool
+) -> tuple[list[float] | None, list[float] | None]:
+    """Scores from `score`, or from `scores`, which names the positive's first and then those of the negatives."""
+    scores = row.get("scores") if typed else _opened(row.get("scores"))
+    if not isinstance(scores, list) or not scores:
+        return _one_score(row, positives, typed=typed), None
+    if len(positives) != 1 or len(scores) != 1 + len(negatives):
+        raise Refused(
+            "bad_score", f"'scores' holds {len(scores)} for {len(positives)} positives and {len(negatives)} negatives"
+        )
+    numbers = [_number(score, "scores", typed=typed) for score in scores]
+    return numbers[:1], numbers[1:]
 
 
 def _renderings(row: Mapping[str, Any]) -> Iterator[Candidate]:

