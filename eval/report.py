@@ -15,6 +15,7 @@ from data_prep.files import write_atomically, write_json
 from eval import report_parts as parts
 from eval.metrics import metric_names
 from eval.report_cut import cut
+from eval.report_data import data_sections
 from eval.report_training import training
 from eval.run_facts import RunFacts, read_run, time_summary
 from eval.table import results_lines
@@ -76,7 +77,8 @@ def _table(facts: RunFacts) -> str:
 
 
 def _context(facts: RunFacts, title: str) -> dict[str, Any]:
-    missing = dict(facts.missing)
+    data, lacking = data_sections(facts.data)
+    missing = dict(facts.missing) | lacking
     parity = parts.parity(facts.parity)
     if facts.parity is not None and parity is None:
         missing["export parity"] = "export/parity.json lacks a figure"
@@ -90,7 +92,7 @@ def _context(facts: RunFacts, title: str) -> dict[str, Any]:
         "cut": cut(facts.probe, facts.stages),
         "flow": parts.flow(facts.stages),
         "flow_line": parts.flow_line(facts.stages),
-        "audit": parts.audit(facts.audit),
+        "data": data,
         "time": parts.time_part(facts.stages),
         "wrong": parts.wrong(facts),
         "parity": parity,

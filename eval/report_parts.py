@@ -261,31 +261,6 @@ def flow_line(stages: Sequence[Stage]) -> str:
     return " → ".join(f"{number(value)} {what}" for value, what in steps if value is not None)
 
 
-def audit(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Histograms of the scores of mined positives and negatives, what each rule took away, and neighbour scores."""
-    if record is None:
-        return None
-    edges = record.get("histogram_edges")
-    series = []
-    for name in ("positive_scores", "negative_scores"):
-        counts = record.get(name)
-        if isinstance(edges, list) and isinstance(counts, list) and len(edges) == len(counts) + 1 and any(counts):
-            series.append((name.removesuffix("_scores") + "s", counts))
-    drawn = []
-    if series:
-        used = [i for i in range(len(edges or []) - 1) if any(counts[i] for _, counts in series)]
-        first, last = used[0], used[-1] + 1
-        cut = [(name, (edges or [])[first : last + 1], counts[first:last]) for name, counts in series]
-        svg = charts.histogram(cut, xlabel="cosine by the teacher", title="Scores of mined pairs", ident="audit")
-        drawn.append(make_chart("Scores of mined pairs", svg, "How many of the kept texts have which score."))
-    tallies = record.get("counts")
-    values = [(k.replace("_", " "), number(v)) for k, v in tallies.items() if v] if isinstance(tallies, Mapping) else []
-    neighbors = record.get("neighbors")
-    ranks = neighbors if isinstance(neighbors, Mapping) else {}
-    table = [{"rank": rank, "quantiles": list(q.items())} for rank, q in ranks.items() if isinstance(q, Mapping)]
-    return {"charts": drawn, "figures": values, "neighbors": table}
-
-
 def time_part(stages: Sequence[Stage]) -> dict[str, Any]:
     """Seconds by stage, parted into work and the pipeline's own overhead."""
     total = time_summary(list(stages))

@@ -56,6 +56,17 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class DataReports:
+    """What the data stages wrote about themselves; None or empty where the run has no such stage."""
+
+    corpus: dict[str, Any] | None
+    pairs: dict[str, Any] | None
+    audit: dict[str, Any] | None
+    synth: dict[str, Any] | None
+    gates: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """Everything that the report reads. `missing` maps a section to why it is left out."""
 
@@ -64,7 +75,7 @@ class RunFacts:
     examples: dict[str, list[dict[str, Any]]]
     phases: dict[str, Phase]
     probe: dict[str, Any] | None
-    audit: dict[str, Any] | None
+    data: DataReports
     parity: dict[str, Any] | None
     recipe: tuple[str, str] | None
     missing: dict[str, str] = field(default_factory=dict)
@@ -94,10 +105,26 @@ def read_run(run: Path) -> RunFacts:
         examples=examples or {},
         phases=phases,
         probe=_probe(run / "probe", missing),
-        audit=_optional(run / "mine" / "audit.json", "mining audit", missing),
+        data=_data(run, {stage.name for stage in stages}, missing),
         parity=_optional(run / "export" / "parity.json", "export parity", missing),
         recipe=_recipe(run),
         missing=missing,
+    )
+
+
+def _data(run: Path, stages: set[str], missing: dict[str, str]) -> DataReports:
+    """The reports of the data stages that the run has; a stage that it does not have is not missing."""
+
+    def report(stage: str, file: str, section: str) -> dict[str, Any] | None:
+        return _optional(run / stage / file, section, missing) if stage in stages else None
+
+    gates = {name: report(name, "proof.json", f"proof of {name}") for name in ("gate", "gate_pairs")}
+    return DataReports(
+        corpus=report("corpus", "report.json", "what cleaning removed"),
+        pairs=report("pairs", "report.json", "labelled pairs"),
+        audit=report("mine", "audit.json", "mining audit"),
+        synth=report("synth", "report.json", "questions that were made"),
+        gates={name: proof for name, proof in gates.items() if proof is not None},
     )
 
 

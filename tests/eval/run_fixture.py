@@ -104,14 +104,55 @@ def write_run(root: Path, *, sets: Sequence[str] = ("news", "forum", "law"), que
             for r in (1, 10)
         },
         "policy": {},
-        "examples": [],
+        "policy_in_words": ["Negatives come from ranks 10 to 50."],
+        "rules": {"candidates": 9000, "in_order": {"ratio": 411, "margin": 0}, "alone": {"ratio": 502, "margin": 0}},
+        "hubness": {"skewness": 1.2, "texts_used": 900, "texts": 1000, "most_used": [{"uses": 9, "text": "hub <b>"}]},
+        "false_negatives": {
+            "known": {"per_negative": {"hits": 2, "trials": 400, "rate": 0.005, "low": 0.0014, "high": 0.018}},
+            "hidden": {"per_query": {"hits": 0, "trials": 0, "rate": 0.0, "low": 0.0, "high": 1.0}},
+        },
+        "examples": {"news": [{"query": "soalan", "positives": ["jawapan <script>"], "positive_scores": [0.8]}]},
     }
     write_json(run / "mine" / "audit.json", audit)
+    _write_data_reports(run)
     write_json(
         run / "export" / "parity.json", {"max_abs_difference": 3.1e-7, "texts": 24, "dimension": 256, "tolerance": 1e-5}
     )
     (run / "recipe.toml").write_text('name = "demo"\nseed = 7\n\n[eval]\nsets = ["{data}/eval_dev/*"]\n')
     return run
+
+
+def _write_data_reports(run: Path) -> None:
+    rule = {"rule": "too_short", "meaning": "under min_chars", "removed": 402, "share": 0.0335}
+    write_json(
+        run / "corpus" / "report.json",
+        {
+            "counts": {"read": 12000, "kept": 10874, "files": 4},
+            "rules": [
+                {**rule, "samples": [{"text": "ok <i>", "source": "forum"}]},
+                {**rule, "rule": "bad_lines", "removed": 0, "samples": []},
+            ],
+            "private": [{"kind": "phone", "replaced": 12, "samples": ["hubungi <PHONE>"]}],
+            "languages": [{"language": "ms", "read": 12000, "kept": 10874, "characters": 5000}],
+            "sources": [{"source": "forum", "language": "ms", "read": 12000, "kept": 10874, "characters": 5000}],
+            "other": {"duplicate_ids": [{"id": "7"}]},
+        },
+    )
+    write_json(
+        run / "synth" / "report.json",
+        {
+            "counts": {"pairs": 7400, "chunks": 9000},
+            "generator": "offline",
+            "generator_counts": {"asks": 9000},
+            "styles": {"title": {"asked": 9000, "made": 8000, "kept": 7400}},
+            "filters": {"refused_round_trip": {"refused": 61, "samples": [{"question": "apa", "passage": "itu"}]}},
+            "examples": [{"style": "title", "query": "soalan", "positives": ["jawapan"]}],
+        },
+    )
+    for gate, checked in (("gate", {"corpus": 10874}), ("gate_pairs", {"mine": 63861, "synth": 14800})):
+        measures = {"ngram_words": 13, "near": 0.75}
+        proof = {"evaluation_sets": ["news"], "evaluation_texts": 180, "checked": checked, "measures": measures}
+        write_json(run / gate / "proof.json", proof)
 
 
 def _write_stages(run: Path, extra: dict[str, dict[str, int | float]]) -> None:
@@ -127,6 +168,8 @@ def _write_stages(run: Path, extra: dict[str, dict[str, int | float]]) -> None:
         ("tokens", 5.4, {"tokenise": 5.0}, {"documents": 10874, "tokens": 2412544, "train_rows": 4712}),
         ("mine", 9.7, {"mine": 8.8}, {"documents": 10874, "pairs": 9123, "negatives": 63861}),
         ("synth", 4.0, {"synthesise": 3.6}, {"pairs": 7400}),
+        ("gate", 1.0, {"prepare": 0.9}, {"checked": 10874}),
+        ("gate_pairs", 1.0, {"prepare": 0.9}, {"checked": 78661}),
         ("truncate", 1.2, {"prepare": 0.7}, {"layers": 2, "parameters": 12345678}),
         ("pretrain", 74.0, {"train": 68.5}, {"steps": 300, "tokens": 2457600}),
         ("finetune", 62.0, {"train": 57.0}, {"steps": 180, "pairs": 11520}),

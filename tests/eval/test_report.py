@@ -92,7 +92,7 @@ def test_the_page_is_well_formed_and_stands_alone(run: Path, tmp_path: Path) -> 
     targets = set(re.findall(r"url\(#([^)]+)\)", html)) | {h[1:] for h in re.findall(r'href="(#[^"]+)"', html)}
     assert targets and targets <= set(ids)
     assert counts["charts"] == html.count("<svg") == 8
-    assert (counts["stages"], counts["systems"], counts["sets"], counts["missing"]) == (11, 6, 3, 0)
+    assert (counts["stages"], counts["systems"], counts["sets"], counts["missing"]) == (13, 6, 3, 0)
 
 
 def test_plots_follow_the_colours_of_the_page(whole: str) -> None:
@@ -144,6 +144,19 @@ def test_the_verdict_is_judged_by_the_interval(copy: Path, tmp_path: Path, low: 
     assert f"Finetuning {word}:" in page(copy, tmp_path)[0]
 
 
+def test_the_data_sections_state_the_files_figures(whole: str) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", whole))
+    assert "12,000 documents were read from 4 files and 10,874 kept (90.62 %)." in text
+    assert "under min_chars 402 3.35 %" in text and "could not be read" not in text  # a rule without work is not shown
+    assert "0.50 % (0.14–1.80, 400 tries)" in text and "hidden among" not in text  # nothing was tried: nothing is said
+    assert "900 of 1,000 texts serve as a negative" in text
+    assert "ratio 411 502" in text
+    assert "7,400 questions were kept for 9,000 passages, made by offline." in text
+    assert "round trip 61" in text
+    assert "89,535 training texts were compared with 180 texts of 1 evaluation set (news)" in text
+    assert "jawapan &lt;script&gt;" in text and "hub &lt;b&gt;" in text
+
+
 def test_time_is_the_sum_of_the_stages(run: Path, tmp_path: Path) -> None:
     html, _ = page(run, tmp_path)
     times = json.loads((tmp_path / "time.json").read_text())
@@ -157,7 +170,9 @@ def test_time_is_the_sum_of_the_stages(run: Path, tmp_path: Path) -> None:
 OPTIONAL = [
     ("eval/results.json", "results: the run has no eval/results.json", "Set by set"),
     ("eval/examples.json", "worst queries: the run has no eval/examples.json", "Where it still fails"),
+    ("corpus/report.json", "what cleaning removed: the run has no corpus/report.json", "What cleaning removed"),
     ("mine/audit.json", "mining audit: the run has no mine/audit.json", "What was mined"),
+    ("synth/report.json", "questions that were made: the run has no synth/report.json", "Questions that were made"),
     ("export/parity.json", "export parity: the run has no export/parity.json", "The exported model is the trained"),
     ("pretrain/metrics.jsonl", "pretrain curves: the run has no pretrain/metrics.jsonl", "Continued pretraining"),
     ("finetune/metrics.jsonl", "finetune curves: the run has no finetune/metrics.jsonl", "Contrastive finetuning"),
@@ -198,7 +213,7 @@ def test_only_stages_are_enough_and_nothing_is_not(copy: Path, tmp_path: Path) -
     for stage in ("eval", "export", "finetune", "pretrain", "mine"):
         (copy / stage / "stage.json").unlink()
     html, counts = page(copy, tmp_path / "out", title="early")
-    assert "early: 6 stages are finished; nothing has been evaluated yet." in html
+    assert "early: 8 stages are finished; nothing has been evaluated yet." in html
     assert (counts["systems"], counts["charts"]) == (0, 1)
     assert (tmp_path / "out" / "table.txt").read_text().startswith("no results")
     (tmp_path / "empty").mkdir()
