@@ -34,6 +34,7 @@ from data_prep.corpus.private import KINDS, PrivateConfig, Scrubber
         ("Ipoh 05-255 1234, Kuching 082-423456, 082-345 678", "Ipoh <PHONE>, Kuching <PHONE>, <PHONE>"),
         ("dari Singapura +65 6123 4567 dan Jakarta +62 812-3456-7890", "dari Singapura <PHONE> dan Jakarta <PHONE>"),
         ("hubungi:0193334444", "hubungi:<PHONE>"),
+        ("019-6003 8089, 0159-556 8797, +60 159-556 8797", "<PHONE>, <PHONE>, <PHONE>"),
     ],
 )
 def test_personal_data_are_replaced(text: str, expected: str) -> None:
