@@ -278,8 +278,8 @@ def page(machine: list[str], model: str, tfidf: str, bytes_table: str, speed_tab
             *machine,
             "## A ready model",
             "Median (quartiles) over the rounds; ratios within a round. The texts are posts, articles and clauses "
-            "mixed. sentence-transformers sorts the list that it is given by length, too: what the token budget adds is "
-            "batches that hold equally much whether their texts are short or long.",
+            "mixed. sentence-transformers sorts the list that it is given by length, too: what the token budget adds "
+            "is batches that hold equally much whether their texts are short or long.",
             model,
             "## The offline teacher",
             tfidf,

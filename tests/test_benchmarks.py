@@ -157,3 +157,15 @@ def test_a_resumed_training_pays_for_checking_and_reading_its_checkpoint() -> No
     assert parts["restoring"][0] == 0.0 < parts["restoring"][1]
     first, resumed = (sum(column) - whole for *column, whole in zip(*parts.values(), strict=True))
     assert abs(first) < 0.1 and abs(resumed) < 0.1
+
+
+@pytest.mark.slow
+def test_all_ways_of_embedding_agree_and_the_cache_saves_what_it_knows() -> None:
+    page = _run("benchmarks/embed_store.py", "--quick")
+    apart = re.search(r"any number of any vector: (\S+)\.\n", page)
+    assert apart and float(apart[1]) < 1e-5
+    assert re.search(r"\| another corpus, nine tenths of it in the cache \| 200 \|", page)
+    assert re.search(r"\| the same again: files are checked and kept \| 0 \|", page)
+    sizes = [int(found[1].replace(",", "")) for found in re.finditer(r"\| ([\d,]+) \| [\d.]+ \|\n", page)]
+    as_json, whole, ours = sizes[:3]
+    assert ours < 2100 < whole == 4096 and as_json > 10 * ours
