@@ -152,8 +152,11 @@ class Session:
         self._account.add("requests")
         found: Trouble | None = None
         try:
-            content = await self._post(request)
+            async with asyncio.timeout(self._config.timeout_s):  # the client's own ends only a silence
+                content = await self._post(request)
             reply = read_reply(request, content)
+        except TimeoutError:
+            found = Trouble("timeout", "no answer in time")
         except Malformed as error:
             found = Trouble("malformed", str(error))
         except Exception as error:

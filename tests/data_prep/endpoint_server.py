@@ -53,6 +53,7 @@ class Fault:
     code: str = ""
     cut_after: int | None = None
     delay_s: float = 0.0
+    drip_s: float = 0.0
     change: Callable[[dict[str, Any]], Any] | None = None
 
 
@@ -76,6 +77,11 @@ def malformed() -> Fault:
 
 def slow(seconds: float) -> Fault:
     return Fault(delay_s=seconds)
+
+
+def dripping(seconds: float) -> Fault:
+    """A byte at a time, with a pause after each."""
+    return Fault(drip_s=seconds)
 
 
 def refused(message: str = "bad request", status: int = 400) -> Fault:
@@ -284,6 +290,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {}, content[: fault.cut_after], length=len(content))
             self.close_connection = True
             return False
+        if fault.drip_s:
+            self._send(200, {}, b"", length=len(content))
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(fault.drip_s)
+            return True
         self._send(200, fault.headers, content)
         return fault.content is None
 

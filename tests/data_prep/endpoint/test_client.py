@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import re
 import threading
 import time
@@ -67,8 +68,9 @@ def test_a_fault_is_retried_and_counted(server: EndpointServer, config: MakeConf
     assert (counts["prompt_tokens"], counts["completion_tokens"]) == (24, 32)
 
 
-def test_a_slow_answer_is_given_up_and_asked_again(server: EndpointServer, config: MakeConfig) -> None:
-    server.faults.extend([None, faults.slow(1.0)])
+@pytest.mark.parametrize("fault", [faults.slow(1.0), faults.dripping(0.01)])
+def test_a_slow_answer_is_given_up_and_asked_again(server: EndpointServer, config: MakeConfig, fault: Fault) -> None:
+    server.faults.extend([None, fault])
     results, counts = ask(config(timeout_s=0.3, concurrency=1))
     assert len(results) == 8 and all(isinstance(reply, Reply) for reply in results.values())
     assert counts["trouble_timeout"] == 1
@@ -249,6 +251,21 @@ def test_a_caller_that_stops_early_leaves_nothing_running(server: EndpointServer
     asked = len(server.asked)
     time.sleep(0.1)
     assert len(server.asked) == asked < 30
+
+
+def test_an_interrupt_in_the_callers_own_code_lets_little_go_on(server: EndpointServer, config: MakeConfig) -> None:
+    def stop_at_once() -> None:
+        with Endpoint(config(concurrency=2)) as endpoint:
+            for _ in endpoint.run(requests(500)):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        stop_at_once()
+    time.sleep(0.2)
+    assert len(server.asked) <= 4 * 2 + 2  # even while something holds on to the iterator
+    del held
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
 
 
 def test_requests_are_read_as_they_are_needed(server: EndpointServer, config: MakeConfig) -> None:

@@ -120,6 +120,21 @@ def test_a_half_written_last_line_is_cut_off(server: EndpointServer, config: Mak
         assert len([json.loads(line) for line in path.read_bytes().splitlines()]) == 2
 
 
+def test_a_log_cut_off_anywhere_opens_with_its_whole_lines(tmp_path: Path) -> None:
+    with RequestLog(tmp_path) as log:
+        for number in range(3):
+            log.answered(question(number), Reply(text=f"jawapan {number}\n", cost=0.5))
+    path = tmp_path / "requests.jsonl"
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        lines = whole[:size].count(b"\n")
+        with RequestLog(tmp_path) as log:
+            assert (len(log), log.spent, path.stat().st_size) == (lines, 0.5 * lines, whole[:size].rfind(b"\n") + 1)
+            texts = [reply.text for n in range(3) if (reply := log.find(question(n)))]
+            assert texts == [f"jawapan {n}\n" for n in range(lines)]
+
+
 @pytest.mark.parametrize("damage", [b"x", b"\xff", b'"', b"}"])
 def test_a_damaged_line_is_asked_again(
     server: EndpointServer, config: MakeConfig, tmp_path: Path, damage: bytes
