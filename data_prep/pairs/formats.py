@@ -33,7 +33,7 @@ _QUERY: dict[Format, str] = {
 _ANSWER: dict[Format, tuple[str, ...]] = {"sentences": ("sentence2",), "questions": ("answer", "answers")}
 _POSITIVE = ("positive", "positives", "pos")
 _NEGATIVE = ("negative", "negatives", "neg")
-_LISTS = ("positives", "pos", "answers", "negatives", "neg")
+_PYTHON_LISTS = ("['", '["')
 _RENDERINGS = ("left", "ms", "en")
 
 
@@ -182,7 +182,9 @@ def _texts(row: Mapping[str, Any], names: list[str], *, typed: bool) -> list[str
     """All texts of the named columns; a column may hold one text, a list of texts, or null."""
     texts: list[str] = []
     for name in names:
-        value = row[name] if typed or name not in _LISTS else _opened(row[name])
+        value = row[name] if typed else _opened(row[name], str)
+        if not typed and isinstance(value, str) and value[:2] in _PYTHON_LISTS and value[-2:] in ("']", '"]'):
+            raise Refused("not_text", f"{name!r} holds a list as Python shows it, must be JSON")
         for item in value if isinstance(value, list) else [] if value is None else [value]:
             if not isinstance(item, str):
                 raise Refused("not_text", f"{name!r} holds a {type(item).__name__}, must be text")
@@ -190,13 +192,13 @@ def _texts(row: Mapping[str, Any], names: list[str], *, typed: bool) -> list[str
     return texts
 
 
-def _opened(value: Any) -> Any:
-    """The list in a cell that holds JSON text; the cell itself where it is none."""
+def _opened(value: Any, *of: type) -> Any:
+    """The list of texts or numbers in a cell that holds it as JSON; the cell itself where it holds none."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
+        with suppress(ValueError, RecursionError):
+            opened = json.loads(value)
+            if all(isinstance(item, of or (str, int, float)) for item in opened):
+                return opened
     return value
 
 

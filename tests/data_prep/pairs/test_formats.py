@@ -350,6 +350,15 @@ def test_what_sentence_transformers_mines(tmp_path: Path, ending: str) -> None:
         assert all(len(scores) == 2 and scores[0] >= scores[1] for *_, scores in made["mined-n-tuple-True"])
 
 
+def test_brackets_in_cells(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text(
+        "query\tpos\tneg\nq\t[2024] satu\t[\"a\", \"b\"]\nr\t[1]\t[tiada]\ns\t['a', 'b']\t\n"
+    )
+    counts = _import(tmp_path / "o", tmp_path / "p.tsv")
+    assert _made(tmp_path / "o", "positives", "negatives") == [(["[2024] satu"], ["a", "b"]), (["[1]"], ["[tiada]"])]
+    assert counts["refused_not_text"] == 1
+
+
 def test_bad_columns() -> None:
     with pytest.raises(ValueError, match="one of our columns twice"):
         PairsConfig(files=["x"], columns={"a": "query", "b": "query"})
