@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.corpus.keys import text_key
+from data_prep.errors import UserError
 from data_prep.files import content_id, disk_errors, read_json
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
@@ -41,6 +42,7 @@ def write_part(
     evaluation_sets: list[str],
     seed: int,
     cache: str | None,
+    fingerprint: str,
     out: str,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def write_part(
         documents: a shard folder of kind `documents`.
         statistics: what `statistics.py` wrote: shared titles, word counts.
         cache: folder of a model's request log.
+        fingerprint: of the documents: a finished part of other documents is not taken up.
         out: the part's own folder.
 
     Returns:
@@ -59,6 +62,8 @@ def write_part(
     settings = SynthConfig.model_validate(config)
     told = read_json(Path(statistics))
     shards = Shards(Path(documents), "documents", verify=False)
+    if shards.fingerprint != fingerprint:
+        raise UserError(documents, "was changed while pairs were made of it", "run the same command again")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     maker = PartMaker(settings, seed, told, [Path(path) for path in evaluation_sets], Path(cache) if cache else None)
@@ -147,8 +152,8 @@ class PartMaker:
             self.tally.counts["documents"] += 1
             self.tally.languages.setdefault(row["language"], {"documents": 0, "pairs": 0})["documents"] += 1
         numbers: dict[tuple[str, int], int] = {}
-        for chunk, language in self._asker.chunks:
-            numbers[chunk.document, chunk.index] = self._first_chunk + len(numbers)
+        for number, (chunk, language) in enumerate(self._asker.chunks, start=self._first_chunk):
+            numbers[chunk.document, chunk.index] = number
             out.append(
                 {
                     "id": chunk.id,

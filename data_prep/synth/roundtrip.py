@@ -64,6 +64,10 @@ class RoundTrip:
             total=self.rows,
         )
 
+    def told(self, styles: Sequence[str]) -> dict[str, Any]:
+        """What the report says: the teacher, k, how many chunks were searched, which styles made the trip."""
+        return {"name": self.teacher.name, "k": self.k, "chunks": self.rows, "styles": list(styles)}
+
     def _chunks(self) -> Iterator[dict[str, Any]]:
         for folder in self._folders:
             yield from Shards(folder, "documents", verify=False)

@@ -99,7 +99,8 @@ def synthesize_pairs(
     mined: dict[str, int | float] = {}
     if config.negatives is not None:
         mined = _mine(config, written, documents, folders, out, work, seed, progress, fanout, cache)
-    _report(out, config, tally, generator_counts, examples, trip, mined)
+    tried = [style for style in config.styles if _is_tried(config, style, _tries_foreign(config, teacher))]
+    _report(out, config, tally, generator_counts, examples, trip, tried, mined)
     if scratch is None:
         shutil.rmtree(work, ignore_errors=True)
     counts: dict[str, int | float] = {**tally.counts, "documents": read, **mined}
@@ -131,7 +132,8 @@ def _parts(
             "statistics": str((work / "statistics.json").resolve()),
             "evaluation_sets": [str(path.resolve()) for path in evaluation_sets],
             "seed": seed,
-            "cache": str((cache or work / "answers").resolve()),
+            "cache": str(((cache or work) / "answers").resolve()),
+            "fingerprint": shards.fingerprint,
             "out": str(folder.resolve()),
         }
         for start, folder in zip(starts, folders, strict=True)
@@ -166,7 +168,7 @@ def _round_trip(
 
     return RoundTrip(
         config, [folder / "chunks" for folder in folders], teacher=teacher, seed=seed, scratch=work,
-        cache=cache, progress=progress,
+        cache=(cache or work) / "embeddings", progress=progress,
     )  # fmt: skip
 
 
@@ -252,7 +254,8 @@ def _mine(
                 writer.extend(Shards(folder / "chunks", "documents", verify=False))
     counts = add_negatives(
         pairs, documents=documents, policy=config.negatives, teacher=config.teacher, out=work / "mined", seed=seed,
-        progress=progress, fanout=fanout, scratch=work / "mining", cache=cache,
+        progress=progress, fanout=fanout, scratch=work / "mining",
+        cache=(cache or work) / "embeddings",
     )  # fmt: skip
     made = work / "mined" / "pairs"
     for path in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):  # the manifest comes last
@@ -292,6 +295,7 @@ def _report(
     generator_counts: dict[str, int | float],
     examples: Examples,
     trip: RoundTrip | None,
+    tried: list[str],
     mined: dict[str, int | float],
 ) -> None:
     told = tally.as_json()
@@ -300,7 +304,7 @@ def _report(
         {
             "generator": config.generator,
             "generator_counts": generator_counts,
-            "teacher": None if trip is None else {"name": trip.teacher.name, "k": trip.k, "chunks": trip.rows},
+            "round_trip": None if trip is None else trip.told(tried),
             "counts": told["counts"],
             "styles": told["styles"],
             "languages": told["languages"],

@@ -69,7 +69,7 @@ def test_extractive_pairs_are_found_again(tmp_path: Path, villages: Path) -> Non
         place = re.search(r"Kampung \w+ \w", row["query"])
         assert place and place.group() in row["positives"][0]
     report = read_json(tmp_path / "out" / "report.json")
-    assert report["teacher"] == {"name": "tfidf-random", "k": 10, "chunks": 40}
+    assert report["round_trip"] == {"name": "tfidf-random", "k": 10, "chunks": 40, "styles": ["extractive"]}
     style = report["styles"]["extractive"]
     assert style["made"] == style["kept"] + sum(
         value for name, value in style.items() if name.startswith(("refused", "dup"))
@@ -95,7 +95,7 @@ class Deaf:
 
 def test_the_round_trip_refuses_what_its_teacher_does_not_find(tmp_path: Path, villages: Path) -> None:
     free = _run(villages, tmp_path / "free", styles=["extractive"], filters={"round_trip": None})
-    assert read_json(tmp_path / "free" / "report.json")["teacher"] is None and free["refused_round_trip"] == 0
+    assert read_json(tmp_path / "free" / "report.json")["round_trip"] is None and free["refused_round_trip"] == 0
     counts = _run(villages, tmp_path / "out", styles=["extractive", "title"], filters={"round_trip": 3}, teacher=Deaf())
     assert counts["title"] == 40  # titles are the document's own words and are not tried
     kept = [row for row in _pairs(tmp_path / "out") if row["source"] == "synth:extractive"]
@@ -182,7 +182,7 @@ def test_copies_across_parts_are_told(tmp_path: Path, villages: Path, monkeypatc
             writer.append({"id": content_id(text), "text": text, "source": "test", "language": "ms"})
     for name, rows in (("one", 100), ("two", 4)):
         monkeypatch.setattr(synthesize, "PART_ROWS", rows)
-        counts = _run(tmp_path / "twice", tmp_path / name, styles=["title", "extractive"], filters={"round_trip": None})
+        counts = _run(tmp_path / "twice", tmp_path / name, styles=["title", "extractive"], filters={"round_trip": 2})
         assert counts["title"] == 4 and counts["extractive"] == 8
         assert counts["duplicates"] == (0 if rows == 100 else 12)  # one document of two rows is one document
     assert Shards(tmp_path / "one", "pairs").fingerprint == Shards(tmp_path / "two", "pairs").fingerprint
