@@ -114,9 +114,16 @@ def expand(patterns: list[str], *, what: str) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    """Files in a folder and its folders, links to folders followed once each."""
     found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place) / name for name in names if not name.startswith(".")]
     return sorted(found)
 

@@ -104,6 +104,19 @@ def test_folders_globs_and_patterns(tmp_path: Path) -> None:
     assert [d.text for d in read(tmp_path / "b", tmp_path)[0]] == [expected[2], *expected[:2]]
 
 
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "data" / "a" / "x.txt").write_text("satu")
+    (tmp_path / "else" / "y.txt").write_text("dua")
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "else")
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
+    assert [d.text for d in read(tmp_path / "data")[0]] == ["satu", "dua"]
+    (tmp_path / "data" / "z.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"z\.txt: no such file"):
+        read(tmp_path / "data")
+
+
 @pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
 @pytest.mark.parametrize("block", [2, 5, 1 << 16])
 def test_cuts_of_plain_text_lose_and_double_nothing(
