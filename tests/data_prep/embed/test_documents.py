@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.embed.documents import embed_documents
 from data_prep.embed.store import StoredVectors, embed_texts
-from data_prep.embed.teacher import TeacherConfig, fit_teacher, identity
+from data_prep.embed.teacher import TeacherConfig, fit_teacher, identity, load_teacher
 from data_prep.errors import UserError
 from data_prep.fanout import Serial
 from data_prep.files import content_id
@@ -153,3 +153,34 @@ def test_a_kill_changes_nothing_even_where_batches_do(tmp_path: Path, plain_teac
         items, Moody(normalised=False), role="passage", folder=tmp_path / "b", cache=tmp_path / "two", rows_per_file=40
     )
     assert resumed.fingerprint == whole.fingerprint
+
+
+def test_an_endpoint_as_teacher(tmp_path: Path, topics: Any, write_documents: Documents) -> None:
+    """From the recipe's table to vectors on disk; a second corpus is asked for what is new in it alone."""
+    from tests.data_prep.endpoint_server import EndpointServer
+
+    texts = topics(120)
+    documents, cache = write_documents(tmp_path / "documents", texts[:100]), tmp_path / "cache"
+    with EndpointServer() as server:
+        endpoint = {"base_url": server.url, "model": server.model, "backoff_s": 0.01}
+        config = TeacherConfig.model_validate(
+            {"kind": "endpoint", "endpoint": endpoint, "passage_prefix": "teks: ", "normalise": False}
+        )
+        fit_teacher(config, [], out=tmp_path / "teacher", seed=0, progress=Progress())
+        told = identity(tmp_path / "teacher")
+        assert (told["kind"], told["dimension"], told["normalised"]) == ("endpoint", server.dimension, False)
+        more: dict[str, Any] = {"role": "passage", "cache": cache, "fanout": Scattered(), "rows_per_file": 32}
+        stored = embed_documents(documents, tmp_path / "teacher", folder=tmp_path / "a", **more)
+        assert more["fanout"].parts == 0  # asked from here, with a concurrency of its own
+        asked = {text for one in server.asked for text in one.body["input"]}
+        assert {f"teks: {text}" for text in texts[:100]} <= asked
+        again = load_teacher(tmp_path / "teacher")
+        assert np.array_equal(stored.raw(0, 9), again.embed(texts[:9], role="passage").astype(np.float16))
+        server.asked.clear()
+        write_documents(tmp_path / "more", texts[10:])
+        embed_documents(tmp_path / "more", tmp_path / "teacher", folder=tmp_path / "b", **more)
+        asked = {text for one in server.asked for text in one.body["input"]}
+        assert asked - {"rumpun"} == {f"teks: {text}" for text in texts[100:]}
+        server.dimension = 5
+        with pytest.raises(UserError, match="a vector of 5 numbers: must have the 8 numbers"):
+            embed_documents(documents, tmp_path / "teacher", folder=tmp_path / "c", role="passage")
