@@ -112,6 +112,21 @@ def load_blend(
     return [opened[p.stage] if p.source is None else parts[p.stage][p.source] for p in portions], portions
 
 
+def open_source(name: str, folder: Path) -> Shards | Rows:
+    """The rows that a source of the order names: `pairs`, or `pairs:legal_ms` for a source inside them.
+
+    Args:
+        folder: the pair shards of its stage. A source that they do not hold has no rows.
+    """
+    import numpy as np
+
+    shards = Shards(folder, "pairs")
+    _, inside, source = name.partition(":")
+    if not inside:
+        return shards
+    return rows_by_source(shards).get(source) or Rows(shards, np.empty(0, np.int64))
+
+
 def blend_table(
     blend: Mapping[str, float],
     folders: Mapping[str, Path],

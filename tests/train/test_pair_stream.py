@@ -19,7 +19,7 @@ from train.draws import Draw, Draws
 from train.encoder import EncoderConfig
 from train.finetune import FinetuneConfig
 from train.loader import Prefetch
-from train.pair_stream import PairStream, blend_table, choose, load_blend, load_sources, source_of
+from train.pair_stream import PairStream, blend_table, choose, load_blend, load_sources, open_source, source_of
 from train.relations import Chosen, content_numbers, document_number, number_of, relations_of
 
 ENCODER = EncoderConfig(max_tokens=24, query_prompt="tanya: ")
@@ -267,6 +267,15 @@ def test_sources_of_a_stage_are_read_by_their_own_rows(labelled: dict[str, Path]
             r["query"] for r in Shards(labelled["pairs"], "pairs") if r["source"] == name
         ]
     assert shards[2].take([]) == []
+
+
+def test_sources_of_an_order_are_found_again(labelled: dict[str, Path]) -> None:
+    shards, sources = load_sources({"pairs:legal_*": 0.5, "mine": 0.3}, labelled)
+    for part, source in zip(shards, sources, strict=True):
+        again = open_source(source.name, labelled[source.name.partition(":")[0]])
+        assert (len(again), again.fingerprint) == (source.rows, part.fingerprint)
+        assert again.take([0, 3]) == part.take([0, 3])
+    assert len(open_source("pairs:none", labelled["pairs"])) == 0
 
 
 def test_the_table_tells_what_training_takes(labelled: dict[str, Path]) -> None:
