@@ -138,10 +138,9 @@ def _task(config: MineConfig, rows: list[dict[str, Any]], pool: Pool, embedding:
         inside = found >= 0
         some.languages = np.where(inside, pool.side.languages[found], some.languages)
         some.documents = np.where(inside & (some.documents == 0), pool.side.documents[found], some.documents)
-        by_name = {int(d): int(code) for d, code in zip(pool.side.documents, pool.side.languages, strict=True)}
-        missing = np.flatnonzero((some.languages == 0) & (some.documents != 0))
-        for row in missing.tolist():
-            some.languages[row] = by_name.get(int(some.documents[row]), 0)
+        same = rows_of_keys(pool.side.documents, some.documents)
+        missing = (some.languages == 0) & (some.documents != 0) & (same >= 0)
+        some.languages = np.where(missing, pool.side.languages[same], some.languages)
     counts = [len(row["positives"]) for row in rows]
     if 0 in counts:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from data_prep.embed.teacher import TeacherConfig, load_teacher
+from data_prep.embed.vectors import ArrayVectors
 from data_prep.errors import UserError
 from data_prep.files import content_id
 from data_prep.mine.config import MineConfig
 from data_prep.mine.mine import mine_pairs
 from data_prep.mine.policy import PAPER_CUTS, Policy
+from data_prep.mine.select import Mined
+from data_prep.mine.sides import side_of
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
 
@@ -149,3 +153,35 @@ def test_no_text_far_enough_names_the_distances_there_are(views: Path) -> None:
         UserError, match=r"negative_distances = \[1.99\]: is empty for every query: 98 % of the distances lie between"
     ):
         _mine(views, "far", negative_distances=[1.99])
+
+
+def test_vectors_that_were_not_normalised(mine_side: Callable[..., Mined]) -> None:
+    """The other scale: long vectors, and cut-offs of 8 and 15."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(4, 24)) * 2.2
+    vectors = (centres[generator.integers(0, 4, 200)] + 1.2 * generator.normal(size=(200, 24))).astype(np.float32)
+    texts = [f"teks {n}" for n in range(200)]
+    side = side_of(
+        texts, ArrayVectors(vectors, normalised=False), documents=np.arange(1, 201, dtype=np.uint64),
+        languages=["en"] * 200, sketches=False,
+    )  # fmt: skip
+    mined = mine_side(side, texts, Policy(preset="paper", paper_corpus="twitter"))
+    distances = cdist(vectors.astype(np.float64), vectors.astype(np.float64))
+    assert np.abs(distances[..., None] - np.array([8.0, 15.0])).min() > 1e-6
+    for row in range(200):
+        near = np.flatnonzero((distances[row] <= 8) & (np.arange(200) != row)).tolist()
+        far = np.flatnonzero(distances[row] > 15).tolist()
+        for drawn, there, most in ((mined.positives[row], near, 4), (mined.negatives[row], far, 5)):
+            kept = [n for n in drawn.tolist() if n >= 0]
+            assert set(kept) <= set(there) and len(set(kept)) == len(kept) == min(most, len(there))
+        assert mined.kept[row] == bool(far)
+    assert mined.kept.sum() > 50
+    # scores are cosines all the same
+    row = int(np.flatnonzero(mined.kept)[0])
+    one, other = vectors[row], vectors[mined.negatives[row, 0]]
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert mined.negative_scores[row, 0] == pytest.approx(cosine, abs=1e-5)
+    with pytest.raises(UserError, match="vectors of this teacher are not normalised"):
+        mine_side(side, texts, Policy(preset="paper", paper_corpus="hansard"))
+    with pytest.raises(UserError, match="scores are cosines of normalised vectors"):
+        mine_side(side, texts, Policy())
