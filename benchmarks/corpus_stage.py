@@ -33,11 +33,12 @@ from data_prep.corpus.config import CorpusConfig
 from data_prep.corpus.cut import plan_parts
 from data_prep.corpus.decontaminate import Gate
 from data_prep.corpus.language import LanguageTagger
+from data_prep.corpus.lines import Trouble
 from data_prep.corpus.near import find_duplicates
 from data_prep.corpus.part import clean_part, keep_part
 from data_prep.corpus.private import Scrubber
 from data_prep.corpus.quality import QualityConfig, failed_rule
-from data_prep.corpus.readers import Trouble, read_piece
+from data_prep.corpus.readers import read_piece
 from data_prep.corpus.repair import text_cleaner
 from data_prep.corpus.signatures import NearConfig, SignatureWriter
 from data_prep.progress import Progress

@@ -20,9 +20,10 @@ from data_prep.corpus.gather import DocumentWriter
 from data_prep.corpus.idents import IdentWriter
 from data_prep.corpus.keys import text_key
 from data_prep.corpus.language import LanguageTagger
+from data_prep.corpus.lines import Trouble
 from data_prep.corpus.private import PrivateConfig, Scrubber
 from data_prep.corpus.quality import failed_rule
-from data_prep.corpus.readers import Document, Trouble, read_piece
+from data_prep.corpus.readers import Document, read_piece
 from data_prep.corpus.repair import text_cleaner
 from data_prep.corpus.report import Tally, shown
 from data_prep.corpus.signatures import SignatureWriter

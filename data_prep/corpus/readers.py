@@ -1,8 +1,7 @@
 """Documents of a piece of the input, uncleaned, one after another.
 
-Memory holds one line, or one batch of Parquet rows, however large the file is: a line longer than `max_line_mb` is
-measured block by block and never kept. What is wrong with a line is told with its file and number, or passed over and
-counted where the config says so; no line is changed or lost without a count.
+Memory holds one line, or one batch of Parquet rows, however large the file is. What is wrong with a line is told with
+its file and number, or passed over and counted where the config says so; no line is lost without a count.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.corpus.config import CorpusConfig
-from data_prep.corpus.cut import Piece, first_line
+from data_prep.corpus.cut import Piece
+from data_prep.corpus.lines import Lines, Trouble
 from data_prep.errors import UserError
-from data_prep.files import decoded, open_bytes, parsed, read_errors
+from data_prep.files import parsed, read_errors
 
 _BATCH_ROWS = 256
-_SAMPLES = 10
-_BLOCK = 1 << 20
 
 
 class Document(NamedTuple):
@@ -37,28 +35,6 @@ class Document(NamedTuple):
     label: str
     document: str | None
     ident: str | None
-
-
-class Trouble:
-    """What could not be read: raises it, or counts it and keeps samples, as the config says.
-
-    Attributes:
-        counts: `bad_lines` and `oversize`. samples: the first of each, in words.
-    """
-
-    def __init__(self, config: CorpusConfig) -> None:
-        self._refuse = {"bad_lines": config.on_bad_line == "refuse", "oversize": config.oversize == "refuse"}
-        self.counts: Counter[str] = Counter()
-        self.samples: dict[str, list[str]] = {}
-
-    def meet(self, kind: str, error: UserError) -> None:
-        """A line that cannot be used. Raises the error where such lines are refused."""
-        if self._refuse[kind]:
-            raise error
-        self.counts[kind] += 1
-        kept = self.samples.setdefault(kind, [])
-        if len(kept) < _SAMPLES:
-            kept.append(f"{error.value}: {error.rule}")
 
 
 def source_name(path: Path) -> str:
@@ -81,7 +57,7 @@ def read_piece(piece: Piece, config: CorpusConfig, trouble: Trouble) -> Iterator
     if piece["kind"] == "parquet":
         yield from _of_rows(_parquet_rows(path, piece, config), source_name(path), config, trouble)
         return
-    lines = _Lines(path, piece, config, trouble)
+    lines = Lines(path, piece, config, trouble)
     if piece["kind"] == "txt":
         for text in _texts(lines, config):
             yield Document(text, source_name(path), "", None, None)
@@ -93,69 +69,7 @@ def read_piece(piece: Piece, config: CorpusConfig, trouble: Trouble) -> Iterator
         raise UserError(str(path), "is empty", "remove it from the recipe or put text into it")
 
 
-class _Lines:
-    """The lines of a range of a text file, numbered inside it from 1, decoded; bad and overlong ones met as trouble."""
-
-    def __init__(self, path: Path, piece: Piece, config: CorpusConfig, trouble: Trouble) -> None:
-        self.path, self._start, self._stop = path, piece["start"] or 0, piece["stop"]
-        self.limit, self._given, self._trouble = int(config.max_line_mb * 1e6), config.max_line_mb, trouble
-        self.read = 0
-
-    def number(self, inside: int) -> int:
-        """The number in the file of a line of the range."""
-        return first_line(self.path, self._start) + inside
-
-    def place(self, inside: int) -> str:
-        """File and line, for a message."""
-        return f"{self.path}, line {self.number(inside)}"
-
-    def too_long(self, inside: int, size: int, what: str) -> None:
-        """Meet a line (or paragraph, file) of `size` bytes."""
-        self._trouble.meet(
-            "oversize",
-            UserError(
-                self.place(inside),
-                f"{what} of {size / 1e6:.1f} MB, over corpus.max_line_mb = {self._given:g}",
-                'raise it, or pass such text over with corpus.oversize = "skip"',
-            ),
-        )
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        left = self._stop - self._start if self._stop is not None else None
-        with read_errors(self.path, lambda: self.number(self.read)), open_bytes(self.path) as stream:
-            if self._start:
-                stream.seek(self._start)
-            while left is None or left > 0:
-                raw = stream.readline(self.limit + 1)
-                if not raw:
-                    break
-                self.read += 1
-                size = len(raw)
-                if size > self.limit and not raw.endswith(b"\n"):
-                    while rest := stream.readline(_BLOCK):
-                        size += len(rest)
-                        if rest.endswith(b"\n"):
-                            break
-                    self.too_long(self.read, size, "is a line")
-                elif (text := self._decoded(raw)) is not None:
-                    yield self.read, text
-                left = None if left is None else left - size
-
-    def _decoded(self, raw: bytes) -> str | None:
-        try:
-            text = decoded(raw, self.path, 1 if self.read == 1 and not self._start else 2)
-        except UserError as error:
-            self._trouble.meet("bad_lines", UserError(self.place(self.read), error.rule, error.fix))
-            return None
-        if "\0" in text:
-            rule = f"holds a NUL byte at column {raw.index(0) + 1}: binary data, or UTF-16"
-            fix = 'convert it (iconv -f UTF-16 -t UTF-8), or pass such lines over with corpus.on_bad_line = "skip"'
-            self._trouble.meet("bad_lines", UserError(self.place(self.read), rule, fix))
-            return None
-        return text
-
-
-def _texts(lines: _Lines, config: CorpusConfig) -> Iterator[str]:
+def _texts(lines: Lines, config: CorpusConfig) -> Iterator[str]:
     """The texts of a .txt file: its lines, its paragraphs, or all of it."""
     if config.txt_unit == "line":
         yield from (line for _, line in lines if line.strip())
@@ -187,7 +101,7 @@ Row = tuple[Callable[[], str], dict[str, Any]]
 """What to call a row in a message, and its fields."""
 
 
-def _json_rows(lines: _Lines, config: CorpusConfig, trouble: Trouble) -> Iterator[Row]:
+def _json_rows(lines: Lines, config: CorpusConfig, trouble: Trouble) -> Iterator[Row]:
     for number, line in lines:
         if not line.strip():
             continue
@@ -199,7 +113,7 @@ def _json_rows(lines: _Lines, config: CorpusConfig, trouble: Trouble) -> Iterato
         yield partial(lines.place, number), row
 
 
-def _csv_rows(lines: _Lines, kind: str, config: CorpusConfig, trouble: Trouble) -> Iterator[Row]:
+def _csv_rows(lines: Lines, kind: str, config: CorpusConfig, trouble: Trouble) -> Iterator[Row]:
     """Rows of a CSV file (RFC 4180: quotes may hold line breaks) or a TSV one (no quotes), under its header line."""
     csv.field_size_limit(lines.limit)
     given = (line + "\n" for _, line in lines)

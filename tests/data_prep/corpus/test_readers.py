@@ -19,7 +19,8 @@ import zstandard
 from data_prep.corpus import cut
 from data_prep.corpus.config import CorpusConfig
 from data_prep.corpus.cut import plan_parts
-from data_prep.corpus.readers import Document, Trouble, read_piece
+from data_prep.corpus.lines import Trouble
+from data_prep.corpus.readers import Document, read_piece
 from data_prep.errors import UserError
 
 ROWS = [
@@ -256,7 +257,8 @@ import resource, sys
 from data_prep.corpus import cut
 from data_prep.corpus.config import CorpusConfig
 from data_prep.corpus.cut import plan_parts
-from data_prep.corpus.readers import Trouble, read_piece
+from data_prep.corpus.lines import Trouble
+from data_prep.corpus.readers import read_piece
 config = CorpusConfig(files=[sys.argv[1]], oversize="skip", max_line_mb=4.0)
 trouble = Trouble(config)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
