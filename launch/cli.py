@@ -160,6 +160,17 @@ def run(
     _run(recipe, overrides, data, runs, run_name, nproc, only=only, start=start, force=force, fresh=fresh)
 
 
+def _after(stage: str, run: Path) -> list[str]:
+    """What a command for one stage shows beside the counts: the corpus' rules."""
+    from data_prep.files import read_json
+
+    if stage == "prep" and (run / "corpus" / "report.json").exists():
+        from data_prep.corpus.report import report_lines
+
+        return report_lines(read_json(run / "corpus" / "report.json"))
+    return []
+
+
 def _add_stage_command(name: str, until: tuple[str, ...], text: str) -> None:
     def command(
         recipe: RecipeName,
@@ -170,7 +181,9 @@ def _add_stage_command(name: str, until: tuple[str, ...], text: str) -> None:
         nproc: Nproc = None,
         fresh: Fresh = False,
     ) -> None:
-        _run(recipe, overrides, data, runs, run_name, nproc, until=until, fresh=fresh)
+        place = _run(recipe, overrides, data, runs, run_name, nproc, until=until, fresh=fresh)
+        for line in _after(name, place):
+            typer.echo(line)
 
     app.command(name, help=text)(command)
 
