@@ -7,7 +7,7 @@ A training text overlaps an evaluation text (its query, its document, or the doc
 - ngram: runs of `ngram_words` words that both hold cover `ngram_share` of the evaluation text's words (runs that stand
   in more than `ngram_common` evaluation documents are formulas and do not count), or the training
   text holds all of a shorter evaluation text (of at least `inside_words` words) in a row;
-- near: they are the same but for edits (a word replaced, added or left out) to at most 1 - `near` of the evaluation
+- near: the two are the same but for edits (a word replaced, added or left out) to at most 1 - `near` of the evaluation
   text's words. An evaluation text of `ngram_words` words or more is sought inside longer training texts as well, a
   shorter one (of at least `whole_words` words) is compared with the whole training text.
 
@@ -40,6 +40,8 @@ OverlapKind = Literal["exact", "normalised", "ngram", "near"]
 EvaluationText = tuple[str, Literal["query", "document"], str]
 """Set, part, id."""
 _SHOWN_CHARACTERS = 120
+_SHORT_CHARACTERS = 500
+"""A longer line has more words than any evaluation text that is compared with whole texts only."""
 
 
 class DecontaminateConfig(Section):
@@ -125,7 +127,7 @@ class Gate:
         hashes: list[NDArray[np.uint64]] = []
         self._names: list[list[EvaluationText]] = []  # of every entry, whose text it is
         self._numbers: dict[EvaluationText, list[int]] = {}  # entries of every evaluation text
-        for entry in _entries(sets, clean):
+        for entry in _entries(sets, clean, self.config.whole_words):
             words = words_of(entry.text)
             known: dict[int, int] | dict[str, int] = self._letters if words.letters else self._keys
             key = words.letters or text_key(entry.text)
@@ -168,16 +170,27 @@ class Gate:
     def find(self, text: str) -> Overlap | None:
         """The evaluation text that a training text repeats, None where it repeats none.
 
-        The first rule in the order exact, normalised, ngram, near that holds; within it the highest similarity.
+        The first rule in the order exact, normalised, ngram, near that holds; within it the highest similarity. The
+        first line and what follows it are also compared as texts of their own where they are short (but not of one word
+        or two, as "Sumber:"): a title may become a query.
         """
         if not self._entries:
             return None
         words = words_of(text)
-        same = self._letters.get(words.letters) if words.letters else self._keys.get(text_key(text))
-        if same is not None and not self._forgotten[same]:
-            kind: OverlapKind = "exact" if self._entries[same].text.strip() == text.strip() else "normalised"
-            return self._overlap(kind, same, 1.0, " ".join(text.split()))
-        return self._shared(words) or self._near(words)
+        found = self._same(text, words) or self._shared(words) or self._near(words)
+        if found is None and "\n" in (text := text.strip()):
+            for part in text.split("\n", 1):
+                if found is None and len(part) <= _SHORT_CHARACTERS:
+                    words = words_of(part)
+                    found = (self._same(part, words) or self._near(words)) if len(words.hashes) >= 3 else None
+        return found
+
+    def _same(self, text: str, words: Words) -> Overlap | None:
+        number = self._letters.get(words.letters) if words.letters else self._keys.get(text_key(text))
+        if number is None or self._forgotten[number]:
+            return None
+        same = self._entries[number].text.strip() == text.strip()
+        return self._overlap("exact" if same else "normalised", number, 1.0, " ".join(text.split()))
 
     def forget(self, overlap: Overlap) -> list[EvaluationText]:
         """Seek no form of this evaluation text any longer.
@@ -250,8 +263,11 @@ class Gate:
         return Overlap(kind, entry.set, entry.part, entry.id, similarity, cut)
 
 
-def _entries(sets: list[Path], clean: Callable[[str], str] | None) -> Iterator[_Entry]:
-    """Every form of every text of the sets; queries come first, so that the name of a query wins over its copies."""
+def _entries(sets: list[Path], clean: Callable[[str], str] | None, whole_words: int) -> Iterator[_Entry]:
+    """Every form of every text of the sets; queries come first, so that the name of a query wins over its copies.
+
+    A body of fewer than `whole_words` words is no form of its document.
+    """
     from data_prep.evaluation_sets import load_set
 
     loaded = [load_set(folder) for folder in sets]
@@ -261,7 +277,8 @@ def _entries(sets: list[Path], clean: Callable[[str], str] | None) -> Iterator[_
     for one in loaded:
         for ident, document in zip(one.document_ids, one.documents, strict=True):
             body = document.partition("\n")[2]
-            yield from _forms(one.name, "document", ident, [document, body] if body.strip() else [document], clean)
+            forms = [document, body] if len(words_of(body).hashes) >= whole_words else [document]
+            yield from _forms(one.name, "document", ident, forms, clean)
 
 
 def _forms(

@@ -87,6 +87,9 @@ FILLER = " ".join(f"isi{i} lain{i * 7 % 31}" for i in range(200))
         (f"{FILLER} Minum air kelapa muda setiap hari, bagus tak? {FILLER}", "ngram", "q3"),
         ("harga minyak turun lima sen", "near", "d2"),
         ("minum air kelapa muda tiap hari bagus ke", "near", "q3"),
+        (f"Harga minyak naik lima sen\n{FILLER}", "normalised", "d2"),
+        (f"Harga minyak turun lima sen\n{FILLER}", "near", "d2"),
+        ("  Tajuk yang lain\nharga minyak naik\nlima sen!  ", "normalised", "d2"),
     ],
 )
 def test_a_planted_overlap_is_found_and_named(sets: list[Path], text: str, kind: str, ident: str) -> None:
@@ -124,6 +127,8 @@ def test_every_fifth_word_changed_leaves_no_run_and_is_found(sets: list[Path]) -
         "terima kasih banyak",
         "Terima kasih kerana datang ke majlis kami, jumpa lagi nanti",
         "harga minyak turun enam sen",
+        f"Terima kasih\n{FILLER}",
+        f"harga minyak\n{FILLER}",
         f"Semalam harga minyak naik lima sen lagi. {FILLER}",  # under inside_words: a phrase, not a leak
         f"Orang kata minum air kelapa muda setiap hari memang bagus. {FILLER}",
         "Kementerian Kesihatan mengesahkan bahawa sebanyak tiga kes baharu dilaporkan di Johor semalam",
