@@ -49,7 +49,7 @@ class MineConfig(Section):
     """Mine for at most this many documents, drawn by the seed."""
     neighbors: Annotated[int, Field(ge=1)] = 50
     """Positives are looked for among so many nearest."""
-    audit_pairs: list[str] = []
+    audit_pairs: list[str] = Field(default_factory=list)
     """Files of labelled pairs (as in [pairs]) whose positives are known to be relevant: the audit counts how many of
     them the policy would take for negatives. Nothing is trained on them."""
     policy: Policy = Policy()
