@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Item = tuple[str, str]
 """A text's id and the text."""
 _LARGEST = 65_504.0
+_BLOCK = 256
 _UNIT_ERROR = 1e-3
 
 
@@ -108,10 +109,13 @@ def _vectors(
         asked = [items[row] for row in wanted.tolist()]
         answer = teacher.embed([text for _, text in asked], role=role, progress=_Inner(progress))
         fresh = checked(answer, asked, teacher, rows=first_row + wanted)
-        distinct[missing] = fresh
+        if len(wanted) == len(first):
+            distinct = fresh
+        else:
+            distinct[missing] = fresh
     else:
         fresh = np.empty((0, teacher.dimension), dtype=np.float16)
-    return distinct[inverse], keys[wanted], fresh
+    return distinct if len(first) == len(items) else distinct[inverse], keys[wanted], fresh
 
 
 class _Inner(Progress):
@@ -151,15 +155,20 @@ def checked(
             f"must be [{len(items)}, {teacher.dimension}], the dimension that it announced",
             "check the teacher: another model answers than was asked for",
         )
-    with np.errstate(over="ignore"):
-        small = vectors.astype(np.float16)
-    exact = vectors.astype(np.float64)
-    lengths = np.sqrt(np.einsum("ij,ij->i", exact, exact))
+    small = np.empty(vectors.shape, dtype=np.float16)
+    lengths, largest = np.empty(len(vectors)), np.empty(len(vectors))
+    for start in range(0, len(vectors), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        exact = vectors[block].astype(np.float64)
+        lengths[block] = np.sqrt(np.einsum("ij,ij->i", exact, exact))
+        largest[block] = np.abs(exact).max(axis=1, initial=0)
+        with np.errstate(over="ignore"):
+            small[block] = vectors[block]
     other = "remove the text, or use another teacher"
-    faults = [
+    faults: list[tuple[Any, str, str]] = [
         (~np.isfinite(lengths), "is not finite (NaN or infinite)", f'{other} or mine.teacher.dtype = "float32"'),
         (
-            np.abs(exact).max(axis=1) > _LARGEST,
+            largest > _LARGEST,
             "holds a number that float16 cannot",
             "set mine.teacher.normalise = true",
         ),
