@@ -64,7 +64,11 @@ class Request:
 
 def _sendable(text: str) -> str:
     """The text with halves of surrogate pairs replaced: they have no UTF-8 form."""
-    return text.encode("utf-8", "replace").decode() if any("\ud800" <= c <= "\udfff" for c in text) else text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def chat(
