@@ -7,6 +7,7 @@ documents, of their chunks, and of the styles in the recipe.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from data_prep.synth.chunks import Chunk, ChunksConfig, Ruler, cut
@@ -104,14 +105,15 @@ class Asker:
         for number, (chunk, _) in enumerate(self.chunks):
             for name in sorted(entities(chunk.text)):
                 holders.setdefault(name, []).append(number)
-        rare = [(len(found), name, found) for name, found in holders.items() if 2 <= len(found) <= _RARE]
         wanted = []
-        for count, name, found in rare:
-            for place, one in enumerate(found):
-                for other in found[place + 1 :]:
-                    (first, tongue), (second, same) = self.chunks[one], self.chunks[other]
-                    if tongue == same and first.id != second.id:
-                        wanted.append((first.document != second.document, count, other - one, name, one, other))
+        for name, found in holders.items():
+            documents = len({self.chunks[number][0].document for number in found})
+            if documents > _RARE:
+                continue
+            for one, other in pairwise(found):
+                (first, tongue), (second, same) = self.chunks[one], self.chunks[other]
+                if tongue == same and first.id != second.id:
+                    wanted.append((first.document != second.document, documents, other - one, name, one, other))
         partners: dict[int, int] = {}
         taken: set[int] = set()
         for _, _, _, _, one, other in sorted(wanted):
@@ -122,7 +124,7 @@ class Asker:
 
 
 _RARE = 4
-"""A name in more chunks of a block than this joins nothing: everybody writes of Malaysia."""
+"""A name in more documents of a block than this joins nothing: everybody writes of Malaysia."""
 
 
 def _number(name: str) -> int:

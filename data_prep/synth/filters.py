@@ -6,9 +6,10 @@ told by keys, which the caller remembers.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,6 @@ from data_prep.files import content_id
 from data_prep.synth.sentences import sentences
 
 if TYPE_CHECKING:
-    from data_prep.corpus.decontaminate import Gate
     from data_prep.corpus.language import LanguageTagger
 
 REFUSALS = (
@@ -167,7 +167,7 @@ class TextFilters:
                 f"synth.filters.more_meta = {config.more_meta}", f"holds no regular expression ({error})", "mend it"
             ) from error
         self._tagger: LanguageTagger | None = None
-        self._gate: Gate | None = None
+        self._near: Callable[[str], bool] = lambda text: False
         if config.language:
             from data_prep.corpus.language import LanguageTagger
 
@@ -175,7 +175,9 @@ class TextFilters:
         if evaluation_sets:
             from data_prep.corpus.decontaminate import DecontaminateConfig, Gate
 
-            self._gate = Gate(list(evaluation_sets), DecontaminateConfig())
+            gate = Gate(list(evaluation_sets), DecontaminateConfig())
+            # Several questions have one passage.
+            self._near = functools.lru_cache(maxsize=1024)(lambda text: gate.find(text) is not None)
 
     def refuse(self, question: str, passages: Sequence[str], *, style: str, language: str) -> str | None:
         """The name (of `REFUSALS`) of the first filter that refuses a written question, or None.
@@ -198,13 +200,13 @@ class TextFilters:
         judged = self._by_model and style != "keywords" and len(words_of(question)) >= 6
         if judged and any(copied_share(question, passage) > config.max_copied_share for passage in passages):
             return "refused_copied"
-        if self._gate is not None and any(self._gate.find(text) for text in (question, *passages)):
+        if self.overlaps((question, *passages)):
             return "refused_evaluation_overlap"
         return None
 
     def overlaps(self, texts: Sequence[str]) -> bool:
         """Whether one of the texts is too near to an evaluation text."""
-        return self._gate is not None and any(self._gate.find(text) is not None for text in texts)
+        return any(self._near(text) for text in texts)
 
     def _language_fits(self, question: str, language: str) -> bool:
         if self._tagger is None or language not in ("ms", "id", "en", "zh", "ta"):

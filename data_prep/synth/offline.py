@@ -5,6 +5,7 @@ Invariant: what is made for an ask depends on the ask, the seed and the corpus's
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -84,9 +85,7 @@ class OfflineGenerator:
 
     @staticmethod
     def _extract(chunk: str, ask: Ask) -> list[Extracted]:
-        parts = split_document(chunk)
-        title = ask.title.split(TITLE_MARK)[0] or parts.title or ""
-        return extract(parts.body, ask.language, title)
+        return _extracted(chunk, ask.language, ask.title.split(TITLE_MARK)[0])
 
     def _heading(self, ask: Ask) -> list[Made]:
         """The heading with its document's title before it; the passage is the chunk below the heading."""
@@ -119,6 +118,13 @@ class OfflineGenerator:
                 start, stop = places[int(random.integers(len(places)))]
                 made.append(Made(f"{sentence[:start]}{_BLANK}{sentence[stop:]}"))
         return made
+
+
+@functools.lru_cache(maxsize=64)
+def _extracted(chunk: str, language: str, title: str) -> list[Extracted]:
+    """The questions of a chunk; several styles ask for them one after another."""
+    parts = split_document(chunk)
+    return extract(parts.body, language, title or parts.title or "")
 
 
 def _spread(extracted: list[Extracted], count: int) -> list[Extracted]:

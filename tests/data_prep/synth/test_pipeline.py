@@ -113,7 +113,7 @@ def test_the_round_trip_refuses_what_its_teacher_does_not_find(tmp_path: Path, v
 def test_chunks_headings_and_two_hops(tmp_path: Path, write_documents: Any) -> None:
     text = "Panduan Buah Tempatan\n" + "\n".join(
         f"Kebun {name.capitalize()}\nKebun {name} milik Koperasi Seri Buah bernilai RM{n + 2} juta. {'Tanah di situ subur dan rata. ' * 5}"
-        for n, name in enumerate(FRUITS[:4])
+        for n, name in enumerate(FRUITS[:6])
     )
     write_documents(tmp_path / "documents", [text])
     chunks = {
@@ -132,7 +132,7 @@ def test_chunks_headings_and_two_hops(tmp_path: Path, write_documents: Any) -> N
         multi_hop_share=1.0,
     )
     rows = _pairs(tmp_path / "out")
-    assert counts["chunks"] == 4 and counts["title"] == 1 and counts["heading"] == 3
+    assert counts["chunks"] == 6 and counts["title"] == 1 and counts["heading"] == 5
     headings = [row for row in rows if row["source"] == "synth:heading"]
     assert headings[0]["query"] == "Panduan Buah Tempatan: Kebun Manggis"
     # the prefix names title and heading and would give a heading away: a heading's passage has none
