@@ -163,23 +163,25 @@ class LanguageTagger:
         # A capital inside a sentence marks a name, which shows no second language; a text in capitals marks nothing.
         counts = Counter(words)
         shouted = 4 * sum(n for word, n in counts.items() if word[0].islower()) < len(words)
-        malay_sum = indonesian_sum = english_sum = 0.0
+        malay_sum = indonesian_sum = lead_sum = 0.0
+        plain = 0
         letters, clear = [0, 0, 0], [0, 0, 0]  # neither, English, Malay or Indonesian
         for word, times in counts.items():
             malay, indonesian, english, side = _judged.get(word) or _judge(word)
             malay_sum += malay
             indonesian_sum += indonesian
-            english_sum += english
-            if side and (shouted or word[0].islower() or word == words[0]):
-                letters[side] += times * len(word)
-                clear[side] += 1
+            if shouted or word[0].islower() or word == words[0]:
+                plain += 1
+                lead_sum += english - max(malay, indonesian)
+                if side:
+                    letters[side] += times * len(word)
+                    clear[side] += 1
         # two words each: one borrowed word, or one name, is no second language
         if min(clear[1:]) > 1 and min(letters[1:]) >= self._config.mixed_share * sum(letters[1:]):
             return "mixed"
-        malay_sum += self._config.malay_prior
-        if english_sum >= max(malay_sum, indonesian_sum):
+        if lead_sum > 0:
             return "en"
-        return "ms" if malay_sum >= indonesian_sum else "id"
+        return "ms" if malay_sum + self._config.malay_prior >= indonesian_sum else "id"
 
 
 def _excerpt(text: str) -> str:
