@@ -76,6 +76,9 @@ class FinetuneConfig(PhaseConfig):
     """Positives of a query used in one step, where it has several; each counts for its share of the query."""
     hard_negatives: Annotated[int, Field(ge=0)] = 1
     """Stored negatives used for each query, drawn anew each epoch; rows with fewer use what they have."""
+    negative_order: Literal["cycle", "easy-to-hard"] = "cycle"
+    """`cycle` lets a row's negatives take turns; `easy-to-hard` goes from the lowest score to the highest as training
+    goes on, for rows that were mined with the policy of that name."""
     false_negative_margin: Annotated[float, Field(ge=-1, le=2)] | None = None
     """Hide a negative whose cosine passes the positive's by more than this (InfoNCE only); Qwen3-Embedding took 0.1.
     Texts that are known to be positives, or of the same document, are always hidden, across all ranks."""
@@ -282,6 +285,7 @@ def finetune(
         order_batch=history.order_batch,
         positives=config.positives,
         hard_negatives=config.hard_negatives,
+        easy_to_hard=config.negative_order == "easy-to-hard",
         homogeneous=config.homogeneous,
         avoid_duplicates=config.avoid_duplicates,
         rank=rank,
@@ -294,7 +298,7 @@ def finetune(
             "add pairs or lower --nproc",
         )
     steps = total_steps(config, samples=stream.order.epoch_rows, batch=history.order_batch)
-    end = steps * history.order_batch
+    end = stream.end = steps * history.order_batch
     history.open(
         stream.order,
         phase="finetune",

@@ -165,11 +165,13 @@ def source_of(portion: Portion) -> Source:
     return Source(portion.name, portion.rows, portion.share)
 
 
-def choose(row: Row, *, position: int, positives: int, hard_negatives: int) -> Chosen:
+def choose(row: Row, *, position: int, positives: int, hard_negatives: int, progress: float | None = None) -> Chosen:
     """The texts that this use of a row trains on: up to `positives` positives and `hard_negatives` negatives.
 
     The choice walks through the row's lists with the position in the global order, so it is the same on any number of
-    ranks and after any restart. Raises `UserError` for a row without a positive.
+    ranks and after any restart. With `progress` (0 to 1, how far training is at this position) negatives go from easy
+    to hard instead: by their scores, where the row has them, else as they are stored. Raises `UserError` for a row
+    without a positive.
     """
     if not row["positives"]:
         raise UserError(
@@ -178,7 +180,10 @@ def choose(row: Row, *, position: int, positives: int, hard_negatives: int) -> C
     picked: list[tuple[str, int]] = []
     for side, wanted in (("positive", positives), ("negative", hard_negatives)):
         there = len(row[f"{side}s"] or ())
-        picked += [(side, (position + j) % there) for j in range(min(wanted, there))]
+        if side == "negative" and progress is not None:
+            picked += [(side, j) for j in _as_hard_as(row, min(wanted, there), progress)]
+        else:
+            picked += [(side, (position + j) % there) for j in range(min(wanted, there))]
 
     def each(field: str) -> list[Any]:
         return [_at(row[f"{side}_{field}"], j) for side, j in picked]
@@ -196,6 +201,14 @@ def choose(row: Row, *, position: int, positives: int, hard_negatives: int) -> C
         scores=each("scores"),
         source=row["source"],
     )
+
+
+def _as_hard_as(row: Row, wanted: int, progress: float) -> list[int]:
+    """Places of `wanted` negatives: the easiest at 0, the hardest at 1."""
+    scores, there = row["negative_scores"], len(row["negatives"] or ())
+    ranked = sorted(range(there), key=lambda j: scores[j]) if scores is not None else list(range(there))
+    first = min(int(progress * (there - wanted + 1)), there - wanted)
+    return ranked[first : first + wanted]
 
 
 def _at(values: Sequence[Any] | None, index: int) -> Any:
@@ -247,10 +260,12 @@ class PairStream:
         tokenizer: of the model. rank, ranks: who asks.
         order_batch: queries of a global batch at the first start of the run; the order keeps it when the batch changes.
         positives, hard_negatives: texts of a row that are used at once.
+        easy_to_hard: negatives get harder until position `end`, instead of taking turns.
         homogeneous: whether a batch holds pairs of one source. avoid_duplicates: see train/arrange.py.
 
     Attributes:
         order, arrangement: what `Draws` needs to know of the data.
+        end: the position at which training ends; to be set before the first draw where negatives get harder.
     """
 
     def __init__(
@@ -264,6 +279,7 @@ class PairStream:
         order_batch: int,
         positives: int,
         hard_negatives: int,
+        easy_to_hard: bool = False,
         homogeneous: bool,
         avoid_duplicates: bool,
         rank: int,
@@ -272,6 +288,7 @@ class PairStream:
         self._shards, self._tokenizer, self._encoder = shards, tokenizer, encoder
         self._positives, self._hard_negatives = positives, hard_negatives
         self._rank, self._ranks = rank, ranks
+        self._easy_to_hard, self.end = easy_to_hard, 0
         fingerprint = "/".join(s.fingerprint for s in shards)
         block = order_batch if homogeneous else None
         self.order = GlobalOrder(sources, fingerprint=fingerprint, seed=seed, block=block)
@@ -293,10 +310,15 @@ class PairStream:
         for number, shards in enumerate(self._shards):
             wanted = [row for source, row in draw.samples if source == number]
             found |= {(number, row): content for row, content in zip(wanted, shards.take(wanted), strict=True)}
-        return [
-            (place, choose(found[place], position=p, positives=self._positives, hard_negatives=self._hard_negatives))
-            for p, place in zip(draw.positions, draw.samples, strict=True)
-        ]
+        if self._easy_to_hard and not self.end:
+            raise ValueError("negatives get harder until `end`, which was not set")
+
+        def chosen(position: int, row: Row) -> Chosen:
+            progress = min(position / self.end, 1.0) if self._easy_to_hard else None
+            wanted = self._hard_negatives
+            return choose(row, position=position, positives=self._positives, hard_negatives=wanted, progress=progress)
+
+        return [(place, chosen(p, found[place])) for p, place in zip(draw.positions, draw.samples, strict=True)]
 
     def __call__(self, draw: Draw) -> Hand:
         """This rank's hand of the global batch of a draw."""

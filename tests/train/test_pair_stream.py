@@ -355,3 +355,19 @@ def test_unset_blend_settings_leave_a_stage_as_it_was() -> None:
     assert not names & plain.keys()
     assert FinetuneConfig(blend_cap=7).essentials() == {**plain, "blend_cap": 7}
     assert FinetuneConfig(blend_preset="paper").essentials() == {**plain, "blend": {"synth": 1.0, "mine": 0.3}}
+
+
+def test_negatives_get_harder_as_training_goes_on() -> None:
+    mined = pair_row("q", ["p"], ["d", "b", "c", "a"], "mine", "ms", [0.9], [0.4, 0.2, 0.3, 0.1])
+
+    def used(progress: float, wanted: int) -> list[str]:
+        chosen = choose(mined, position=7, positives=1, hard_negatives=wanted, progress=progress)
+        return chosen.passages[1:]
+
+    assert [used(p, 1) for p in (0.0, 0.3, 0.6, 0.9, 1.0)] == [["a"], ["b"], ["c"], ["d"], ["d"]]
+    assert [used(p, 2) for p in (0.0, 0.5, 1.0)] == [["a", "b"], ["b", "c"], ["c", "d"]]
+    assert used(0.0, 9) == ["a", "b", "c", "d"]
+    stored = pair_row("q", ["p"], ["x", "y"], "pairs", "ms")
+    assert choose(stored, position=1, positives=1, hard_negatives=1, progress=0.0).passages == ["p", "x"]
+    bare = pair_row("q", ["p"], [], "pairs", "ms")
+    assert choose(bare, position=0, positives=1, hard_negatives=1, progress=0.5).passages == ["p"]
