@@ -132,6 +132,8 @@ def check_files(folder: Path) -> list[Facts]:
     """Each file that the manifest lists: name, rows, bytes, and `OK` or why it is BAD."""
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
+    if isinstance(files, dict):  # a text store names its files by what they hold
+        files = [{"name": name, **told} for name, told in sorted(files.items()) if isinstance(told, dict)]
     if not isinstance(files, list) or not all(isinstance(f, dict) and "name" in f for f in files):
         raise UserError(str(folder / MANIFEST), "is no manifest of shards: it lists no files", "build the folder again")
     more = manifest.get("ids")

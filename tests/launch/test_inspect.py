@@ -13,6 +13,7 @@ import pytest
 
 from data_prep.inspect import Distribution, inspect
 from data_prep.pairs.row import pair_row
+from data_prep.progress import Progress
 from data_prep.shards import ShardWriter
 from launch.cli import main
 from launch.inspect_command import plain_lines, printable, sections_of
@@ -142,6 +143,20 @@ def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["1"] == pytest.approx(float(np.linalg.norm(np.arange(54, 60))), rel=0.005)
     code, out, _ = _said(capsys, str(tmp_path))
     assert (code, "teacher: guru" in out) == (0, True)
+
+
+def test_text_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from data_prep.text_store import build_text_store
+
+    with ShardWriter(tmp_path / "corpus", "documents") as writer:
+        for i in range(9):
+            writer.append({"id": f"{i}", "text": f"teks {i}", "source": "s", "language": "ms", "document": None})
+    build_text_store(tmp_path / "corpus", tmp_path / "store", progress=Progress())
+    code, out, _ = _said(capsys, str(tmp_path / "store"))
+    assert (code, "store: texts" in out, "  rows: 9" in out) == (0, True, True)
+    (tmp_path / "store" / "text").write_bytes(b"x")
+    code, out, _ = _said(capsys, str(tmp_path / "store"))
+    assert (code, "BAD: text" in out) == (1, True)
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
