@@ -135,7 +135,7 @@ def test_nobody_there_is_told_within_seconds(config: MakeConfig) -> None:
     started_s = time.monotonic()
     with pytest.raises(UserError) as caught:
         ask(config(base_url=url, backoff_s=0.5), 1000)
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 60  # and not hours
     assert url in caught.value.value and "cannot be reached" in caught.value.rule and "/models" in caught.value.fix
 
 

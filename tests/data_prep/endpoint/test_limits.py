@@ -91,7 +91,7 @@ def test_a_pause_longer_than_the_patience_is_told_at_once(server: EndpointServer
     started_s = time.monotonic()
     with pytest.raises(UserError, match="asks for a pause of 86400 s"), Endpoint(config()) as endpoint:
         list(endpoint.run(requests(20)))
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 60  # and not a day
 
 
 def test_one_request_that_is_limited_for_ever_does_not_hold_up_the_rest(

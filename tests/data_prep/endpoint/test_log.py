@@ -88,10 +88,10 @@ def test_an_interrupted_run_ends_soon_and_keeps_what_was_answered(
     server.delay_s = 0.02
     process = start(server.url, tmp_path, repo, count=2000)
     read_until(process, 20)
-    started_s = time.monotonic()
+    asked = len(server.asked)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
-    assert time.monotonic() - started_s < 8
+    _, errors = process.communicate(timeout=60)
+    assert len(server.asked) < asked + 500
     assert process.returncode == (75 if number == signal.SIGUSR1 else -number)
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
     time.sleep(0.1)
