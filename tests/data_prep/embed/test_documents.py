@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from data_prep.progress import Progress
 from data_prep.text_store import build_text_store
 from launch.fanout import LocalFanout
 
+REPO = Path(__file__).resolve().parents[3]
 Documents = Callable[[Path, list[str]], Path]
 
 
@@ -184,3 +190,55 @@ def test_an_endpoint_as_teacher(tmp_path: Path, topics: Any, write_documents: Do
         server.dimension = 5
         with pytest.raises(UserError, match="a vector of 5 numbers: must have the 8 numbers"):
             embed_documents(documents, tmp_path / "teacher", folder=tmp_path / "c", role="passage")
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from data_prep.embed.documents import embed_documents
+from launch.fanout import LocalFanout
+documents, teacher, folder, scratch = map(Path, sys.argv[1:])
+embed_documents(documents, teacher, role="passage", folder=folder, scratch=scratch, fanout=LocalFanout(2),
+                rows_per_file=100)
+"""
+
+
+@pytest.mark.slow
+def test_killed_processes_are_taken_up(tmp_path: Path, topics: Any, write_documents: Documents) -> None:
+    """SIGKILL of whoever deals the parts out; files that were whole are the same files at the end."""
+    texts = topics(6000)
+    documents, teacher = write_documents(tmp_path / "documents", texts), tmp_path / "teacher"
+    fit_teacher(TeacherConfig(dimension=32), texts[:500], out=teacher, seed=0, progress=Progress())
+    folder, scratch = tmp_path / "killed", tmp_path / "scratch"
+    command = [sys.executable, "-c", SHARED, *map(str, (documents, teacher, folder, scratch))]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPO)})
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("part-*.json"))) < 3 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # its workers end with the part they are at
+    whole = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.json")}
+    assert 3 <= len(whole) < 60 and not (folder / "manifest.json").exists()
+    shared = {"role": "passage", "rows_per_file": 100}
+    found = embed_documents(documents, teacher, folder=folder, scratch=scratch, fanout=LocalFanout(2), **shared)  # type: ignore[arg-type]
+    assert {name: (folder / name).stat().st_mtime_ns for name in whole} == whole
+    plain = embed_documents(documents, teacher, folder=tmp_path / "plain", **shared)  # type: ignore[arg-type]
+    assert found.fingerprint == plain.fingerprint
+
+
+def test_each_process_takes_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from data_prep.embed import documents
+
+    monkeypatch.setattr(documents, "_HELD", [])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # a lock belongs to an open file, so that three calls here are as three processes
+    found = [documents._device(tmp_path) for _ in range(3)]
+    assert found[:2] == ["cuda:0", "cuda:1"] and found[2] in found[:2]
+    for stream in documents._HELD:
+        stream.close()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert documents._device(tmp_path) is None
