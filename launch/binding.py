@@ -122,6 +122,15 @@ class Binding:
         order: tuple[Literal["pairs", "mine", "synth"], ...] = ("pairs", "synth", "mine")
         return next(name for name in order if getattr(self.recipe, name))
 
+    def prompts(self) -> dict[str, str]:
+        """The digest of the templates that a language model is asked with; empty where none is asked."""
+        synth = self.recipe.synth
+        if synth is None or synth.llm is None:
+            return {}
+        from data_prep.synth.prompt import Prompts
+
+        return {"prompts": Prompts(Path(synth.llm.prompts).expanduser() if synth.llm.prompts else None).digest}
+
     def list_cut(self) -> list[int] | None:
         """The kept layers where they are no prefix of the base; the probe's own depths tell of all others."""
         layers = self.recipe.truncate.layers

@@ -67,7 +67,7 @@ class Plan(Binding):
                 external=lambda: self.outside(mine.audit_pairs, "mine.audit_pairs"),
             )  # fmt: skip
         if recipe.synth:
-            asked = {"synth": recipe.synth.model_dump(mode="json"), "sets": sets, "seed": seed}
+            asked = {"synth": recipe.synth.model_dump(mode="json"), "sets": sets, "seed": seed} | self.prompts()
             add(
                 "synth", ("corpus", *held_out), asked, made_by.synth, external=self.set_files,
             )  # fmt: skip
