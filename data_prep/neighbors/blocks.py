@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROWS = 16_384
 """Queries of a block. A constant: other settings must not change what has been computed already."""
-_SMALL = 1 << 26
+_SMALL = 1 << 23
 """Scores below which loading the compiled loops takes longer than the search."""
 
 

@@ -114,6 +114,22 @@ def lay_out(
             rows[own, dimension] = 1.0
 
 
+def multiply(queries: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Inner products [q, n] of float32 rows [q, d] and [n, d], in `out` or in a tensor of their own.
+
+    torch.mm on the CPU is MKL, which uses half the width of an AMD core's vectors; oneDNN, which torch also brings and
+    calls for compiled linear layers, uses all of it (here 210 instead of 97 GFLOP/s a core).
+    """
+    import torch
+
+    if queries.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+        if fused is not None:
+            scores: torch.Tensor = fused(queries, rows, None, "none", [], "")
+            return scores
+    return torch.mm(queries, rows.T, out=out)
+
+
 class Visitor(Protocol):
     """Whoever looks at the scores. Calls for different rows come from different threads, those for one row in order."""
 
@@ -149,8 +165,8 @@ def sweep(
         out, base, valid = outs.get(), number * shape.panel, panels.rows_of(number)
         count = min(shape.rows, rows - first)
         for offset in range(0, valid, shape.columns):
-            torch.mm(queries[first : first + shape.rows], panel[offset : offset + shape.columns].T, out=out)
-            visitor.tile(out, first, count, min(shape.columns, valid - offset), offset, base, panel)
+            scores = multiply(queries[first : first + shape.rows], panel[offset : offset + shape.columns], out)
+            visitor.tile(scores, first, count, min(shape.columns, valid - offset), offset, base, panel)
         visitor.end_panel(first, count, base, panel)
         outs.put(out)
 
