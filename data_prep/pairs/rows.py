@@ -82,7 +82,11 @@ def _folder_kind(folder: Path) -> Kind | None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return "shards" if isinstance(manifest, dict) and manifest.get("kind") else None
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    if kind is None or kind == "pairs":
+        return kind and "shards"
+    told = repr(kind) if isinstance(kind, str) else "vectors"
+    raise UserError(str(folder), f"holds {told}, not pairs", "give a folder of pair shards, such as runs/NAME/synth")
 
 
 def _kind_of(path: Path) -> Kind:

@@ -149,6 +149,15 @@ def test_own_shards_come_back_as_they_were(tmp_path: Path, write_jsonl: Any) -> 
     assert list(Shards(tmp_path / "two", "pairs")) == list(Shards(tmp_path / "one", "pairs"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "says"), [('"documents"', "holds 'documents', not"), ('{"name": "x"}', "holds vectors")]
+)
+def test_other_shards_are_no_pairs(tmp_path: Path, kind: str, says: str) -> None:
+    (tmp_path / "manifest.json").write_text(f'{{"kind": {kind}, "files": []}}')
+    with pytest.raises(UserError, match=says):
+        _import(tmp_path / "o", tmp_path)
+
+
 def test_columns_of_other_names(tmp_path: Path) -> None:
     path = _table(tmp_path / "p.csv", [{"tajuk": "satu", "isi": "dua", "query": "nombor"}])
     _import(tmp_path / "o", path, columns={"tajuk": "query", "isi": "positive"})
