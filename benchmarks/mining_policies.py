@@ -69,6 +69,8 @@ POLICIES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Family → name → the policy. The first of each is what the others are compared with."""
+TRAINING: dict[str, dict[str, Any]] = {"easy-to-hard": {"negative_order": "easy-to-hard"}}
+"""What a policy asks of the training."""
 
 
 @dataclass
@@ -149,7 +151,7 @@ def cell(place: Place, family: str, name: str | None, seed: int, *, negatives: b
             "batch_pairs": args.batch, "max_steps": args.steps, "hard_negatives": int(negatives), "temperature": 0.05,
             "learning_rate": args.rate, "schedule": "linear", "min_rate": 0.0, "warmup_steps": max(1, args.steps // 6),
             "weight_decay": 0.0, "gradient_clip": 1.0, "precision": "fp32", "zero_stage": 1, "epochs": 100.0,
-            "blend": {"mine": 1.0},
+            "blend": {"mine": 1.0}, **TRAINING.get(name or "", {}),
         },
     }  # fmt: skip
     path = place.work / "jobs" / f"{label}.json"

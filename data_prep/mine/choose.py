@@ -71,7 +71,7 @@ class Choice:
         for name in _ARRAYS:
             array = np.ascontiguousarray(getattr(self, name))
             np.save(folder / f"{name}.npy", array)
-            digest.update(array.tobytes())
+            digest.update(array.data)
         digest.update(self.queries.keys.tobytes())
         digest.update(self.corpus.keys.tobytes())
         return digest.hexdigest()

@@ -239,10 +239,10 @@ def _candidates(
     elif policy.languages == "positive":
         first = rows[asked, 0]
         language = np.where(first >= 0, side.languages[np.maximum(first, 0)], task.queries.languages[asked])
-    some = searcher if len(asked) == len(task.queries) else searcher.of(asked)
-    found = some.negatives(
-        policy, Near(near.rows[asked], near.scores[asked]), worst_of(rows[asked], scores[asked]), language
-    )
+    everyone = len(asked) == len(task.queries)  # then nothing large is copied
+    some = searcher if everyone else searcher.of(asked)
+    theirs = near if everyone else Near(near.rows[asked], near.scores[asked])
+    found = some.negatives(policy, theirs, worst_of(rows[asked], scores[asked]), language)
     if policy.negative_distances is not None and not policy.negative_ranks:
         return Near(found.rows, cosines(task.queries.vectors, asked, task.corpus.vectors, found.rows))
     return found

@@ -204,7 +204,7 @@ class Searcher:
         low, high = self._bounds(policy, queries, corpus, own, worst[mine], label)
         if policy.negative_ranks:
             if theirs is None:
-                near = Near(nearest.rows[mine], nearest.scores[mine])
+                near = nearest if len(mine) == len(self.queries) else Near(nearest.rows[mine], nearest.scores[mine])
             else:
                 wide = 2 if self.crowds is not None else 1
                 k = min(policy.last_rank * wide, corpus.rows - int((own >= 0).any()))

@@ -103,6 +103,13 @@ def test_all_rules_together(world: Any, mine_side: Callable[..., Mined], languag
     assert check(*world, policy, mine_side(*world, policy)) > 200
 
 
+def test_texts_of_unknown_language_take_negatives_of_any(mine_side: Callable[..., Mined]) -> None:
+    side, texts = random_side(150, seed=9)
+    side.languages = np.where(np.arange(150) % 4 == 0, 0, side.languages)
+    policy = Policy(**{**LOOSE, "without": [*RULES]}, languages="query")
+    assert check(side, texts, policy, mine_side(side, texts, policy)) > 100
+
+
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "cross_encoder"])
 def test_each_rule_alone(world: Any, mine_side: Callable[..., Mined], rule: Any) -> None:
     policy = Policy(**LOOSE, without=[other for other in RULES if other != rule])
