@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -20,6 +21,7 @@ from data_prep.progress import Progress
 WORDS = ("nasi", "lemak", "akta", "seksyen", "mahkamah", "hakim", "bola", "gol", "liga", "piala", "ubat", "demam")
 
 
+@functools.cache
 def shingles(text: str, size: int = 3) -> set[tuple[str, ...]]:
     """Naive: the sets that a signature stands for."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
@@ -28,7 +30,8 @@ def shingles(text: str, size: int = 3) -> set[tuple[str, ...]]:
 
 def jaccard(first: str, second: str) -> float:
     a, b = shingles(first), shingles(second)
-    return len(a & b) / len(a | b) if a | b else 0.0
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared) if a or b else 0.0
 
 
 def copies(count: int, *, seed: int, words: int = 60) -> list[str]:
