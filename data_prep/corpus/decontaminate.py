@@ -13,8 +13,8 @@ A training text overlaps an evaluation text (its query, its document, or the doc
 
 Evaluation texts of fewer than `whole_words` words count as whole only (exact, normalised): a query such as "terima
 kasih" must not empty a corpus. The search is exact: candidates come from counting words and pairs of words, and nothing
-that satisfies a rule is missed. (MinHash would: a copy with every fifth word changed shares a quarter of its shingles of
-three words with its original, less than any usual threshold.)
+that satisfies a rule is missed. (MinHash would miss: a copy with every fifth word changed and its original share a
+quarter of their shingles of three words, less than any usual threshold.)
 """
 
 from __future__ import annotations
