@@ -51,7 +51,7 @@ class Sizes:
     turns: int
 
 
-FULL, QUICK = Sizes(2000, 40_000, 200_000, 5), Sizes(48, 600, 2000, 2)
+FULL, QUICK = Sizes(600, 40_000, 200_000, 3), Sizes(48, 600, 2000, 2)
 
 
 def read_texts(data: Path, count: int) -> list[str]:

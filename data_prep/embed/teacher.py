@@ -49,7 +49,7 @@ class TeacherConfig(Section):
     batch_tokens: Annotated[int, Field(ge=64)] | None = None
     """sentence-transformers only: as many texts of like length in one forward pass as fit into this many tokens, with
     their padding; so a pass over short texts holds as much as one over long texts. None takes 2,048 on a CPU (more
-    falls out of its caches: MiniLM is 1.25 times faster than in batches of 32 texts) and 32,768 on a GPU."""
+    falls out of its caches: MiniLM is 1.1 to 1.25 times faster than in batches of 32 texts) and 32,768 on a GPU."""
     batch_size: Annotated[int, Field(ge=1)] = 1024
     """sentence-transformers only: texts in one forward pass at most."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
