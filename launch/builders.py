@@ -52,7 +52,10 @@ class Builders:
         """Make an evaluation set of the documents that training never sees."""
         from data_prep.corpus.split import held_out_set
 
-        return held_out_set(self.run / "corpus" / "held_out", out / "held_out", seed=self.seed, progress=progress)
+        return held_out_set(
+            self.run / "corpus" / "held_out", out / "held_out", seed=self.seed, training=self.run / "corpus",
+            config=self.recipe.corpus, progress=progress, fanout=self.at.fanout, scratch=self.at.scratch("held_out"),
+        )  # fmt: skip
 
     def gate(self, out: Path, progress: Progress) -> Counts:
         """Make sure that no document of the corpus repeats an evaluation text."""
