@@ -70,8 +70,10 @@ class SynthConfig(Section):
     """Cut long documents by their structure; without this table they stay whole and passages are cut by words."""
     filters: FiltersConfig = FiltersConfig()
     """Which written questions are kept."""
-    teacher: TeacherConfig = TeacherConfig(reduction="random", dimension=1024, min_documents=1)
-    """Who judges the round trip; TF-IDF cosines need no model, and rules ask with words of their passage."""
+    teacher: TeacherConfig = TeacherConfig(reduction="random", dimension=2048, min_documents=1)
+    """Who judges the round trip, and mines negatives. TF-IDF needs no model, and rules ask with words of their passage.
+    Over 42,000 real chunks 1,024 dimensions keep 2,250 of 3,273 questions, 4,096 keep 2,405: the noise of a projection
+    loses short questions."""
 
     llm: LlmConfig | None = None
     """The chat endpoint of `generator = "llm"`."""

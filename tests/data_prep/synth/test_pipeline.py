@@ -285,3 +285,23 @@ def test_a_model_writes_and_a_second_run_asks_nothing(tmp_path: Path, villages: 
     assert report["generator"] == "llm" and report["generator_counts"]["questions"] == 80
     assert any("cost" in name or "spent" in name for name in report["generator_counts"])
     assert Shards(tmp_path / "out", "pairs").fingerprint == Shards(tmp_path / "again", "pairs").fingerprint
+
+
+def test_a_run_that_stops_at_its_budget_goes_on_later(tmp_path: Path, villages: Path) -> None:
+    with EndpointServer(answer=_reply) as server:
+        llm = {
+            "base_url": server.url,
+            "model": server.model,
+            "backoff_s": 0.01,
+            "price_in": 1.0,
+            "price_out": 2.0,
+            "concurrency": 2,
+        }
+        how: dict[str, Any] = {"generator": "llm", "styles": ["question"], "cache": tmp_path / "cache"}
+        with pytest.raises(UserError, match="spending_limit"):
+            _run(villages, tmp_path / "out", llm={**llm, "spending_limit": 0.006}, **how)
+        first = len(server.asked)
+        assert 0 < first < 40 and not (tmp_path / "out" / "manifest.json").exists()
+        counts = _run(villages, tmp_path / "out", llm=llm, **how)
+        assert len(server.asked) == 40  # nothing was asked twice
+    assert counts["pairs"] > 30
