@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "corpus_stage.md")
     given = parser.parse_args()
-    load, turns, most_mb = os.getloadavg()[0], 1 if given.quick else 5, 0.05 if given.quick else 2.0
+    load, turns, most_mb = os.getloadavg()[0], 1 if given.quick else 3, 0.05 if given.quick else 1.0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         real = (given.data / "corpora").is_dir()

@@ -97,13 +97,20 @@ def _detector() -> LanguageDetector:
 
 
 class _Judged(NamedTuple):
-    """What a word tells: natural logs of the shares that lingua gives each language; whether it is clearly English (1),
-    clearly Malay or Indonesian (-1) or neither (0)."""
+    """What a word tells.
+
+    Attributes:
+        malay, indonesian: natural logs of the shares that lingua gives them.
+        lead: log-odds of English against the likelier of the two.
+        side: whether the word is clearly English (1), clearly Malay or Indonesian (-1) or neither (0).
+        small: whether it begins with a small letter.
+    """
 
     malay: float
     indonesian: float
-    english: float
+    lead: float
     side: int
+    small: bool
 
 
 _judged: dict[str, _Judged] = {}
@@ -117,7 +124,7 @@ def _judge(given: str) -> _Judged:
     malay += _MARK * (word in _MALAY_MARKS)
     indonesian += _MARK * (word in _INDONESIAN_MARKS)
     lead = english - max(malay, indonesian)
-    found = _Judged(malay, indonesian, english, (lead > _CLEAR) - (lead < -_CLEAR))
+    found = _Judged(malay, indonesian, lead, (lead > _CLEAR) - (lead < -_CLEAR), given[0].islower())
     if len(_judged) >= _CACHE_WORDS:
         _judged.clear()
     _judged[given] = found
@@ -161,27 +168,23 @@ class LanguageTagger:
     def _latin(self, words: list[str]) -> Tag:
         """`ms`, `id`, `en` or `mixed` for the words of a text in Latin script."""
         # A capital inside a sentence marks a name, which shows no second language; a text in capitals marks nothing.
-        counts = Counter(words)
-        shouted = 4 * sum(n for word, n in counts.items() if word[0].islower()) < len(words)
-        malay_sum = indonesian_sum = lead_sum = 0.0
-        plain = 0
+        judged = [(_judged.get(word) or _judge(word), word, times) for word, times in Counter(words).items()]
+        shouted = 4 * sum([times for told, _, times in judged if told.small]) < len(words)
+        malay = indonesian = lead = 0.0
         letters, clear = [0, 0, 0], [0, 0, 0]  # neither, English, Malay or Indonesian
-        for word, times in counts.items():
-            malay, indonesian, english, side = _judged.get(word) or _judge(word)
-            malay_sum += malay
-            indonesian_sum += indonesian
-            if shouted or word[0].islower() or word == words[0]:
-                plain += 1
-                lead_sum += english - max(malay, indonesian)
-                if side:
-                    letters[side] += times * len(word)
-                    clear[side] += 1
+        for told, word, times in judged:
+            malay += told.malay
+            indonesian += told.indonesian
+            if told.small or shouted or word == words[0]:
+                lead += told.lead
+                letters[told.side] += times * len(word)
+                clear[told.side] += 1
         # two words each: one borrowed word, or one name, is no second language
         if min(clear[1:]) > 1 and min(letters[1:]) >= self._config.mixed_share * sum(letters[1:]):
             return "mixed"
-        if lead_sum > 0:
+        if lead > 0:
             return "en"
-        return "ms" if malay_sum + self._config.malay_prior >= indonesian_sum else "id"
+        return "ms" if malay + self._config.malay_prior >= indonesian else "id"
 
 
 def _excerpt(text: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field
@@ -69,53 +68,35 @@ _NO_SPACES = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U
 
 
 class TextFacts:
-    """What the rules ask of a text, counted once. Shares are of the characters that are not white space."""
+    """What the rules ask of a text, counted once. Characters are those that are not white space.
+
+    Attributes:
+        text: the text. words: its runs between white space, placeholders included.
+        placeholders: how many words stand for personal data; they count for nothing below.
+        visible: characters, at least 1. letters: of any script, with their marks. digits: of any script.
+        symbols: what is neither letter, digit nor common punctuation.
+        spaced: whether most letters are of a script that puts spaces between words.
+    """
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text, self.words = text, text.split()
         self.placeholders = len(_PLACEHOLDER.findall(text)) if "<" in text else 0
-        self._plain = _PLACEHOLDER.sub("", text) if self.placeholders else text
-        ascii_bytes = self._plain.encode("ascii", "ignore")
-        self._ascii = ascii_bytes
-        self._beyond = "" if len(ascii_bytes) == len(self._plain) else _beyond_ascii(self._plain)
-
-    @cached_property
-    def visible(self) -> int:
-        """Characters that are not white space; at least 1."""
-        return max(1, len(self._ascii.translate(None, _SPACE)) + len(self._beyond))
-
-    @cached_property
-    def letters(self) -> int:
-        """Letters of any script, with the marks that belong to them."""
-        found = len(self._ascii.translate(None, _NOT_LETTER))
-        return found + len(_LETTERS_BEYOND.findall(self._beyond)) + self.marks if self._beyond else found
-
-    @cached_property
-    def marks(self) -> int:
-        """Combining marks: vowel signs of Tamil, accents, joiners."""
-        return len(_MARKS.findall(self._beyond))
-
-    @cached_property
-    def digits(self) -> int:
-        """Digits of any script."""
-        found = len(self._ascii.translate(None, _NOT_DIGIT))
-        return found + len(_DIGITS_BEYOND.findall(self._beyond)) if self._beyond else found
-
-    @cached_property
-    def symbols(self) -> int:
-        """What is neither letter, digit nor common punctuation."""
-        common = len(self._ascii.translate(None, _NOT_COMMON)) + len(_OTHER_COMMON.findall(self._beyond))
-        return self.visible - self.letters - self.digits - common
-
-    @cached_property
-    def words(self) -> list[str]:
-        """Runs between white space, placeholders included."""
-        return self.text.split()
-
-    @cached_property
-    def spaced(self) -> bool:
-        """Whether most letters are of a script that puts spaces between words."""
-        return not self._beyond or 2 * len(_NO_SPACES.findall(self._beyond)) < self.letters
+        plain = _PLACEHOLDER.sub("", text) if self.placeholders else text
+        data = plain.encode("ascii", "ignore")
+        self.letters = len(data.translate(None, _NOT_LETTER))
+        self.digits = len(data.translate(None, _NOT_DIGIT))
+        self.visible = len(data.translate(None, _SPACE))
+        common = len(data.translate(None, _NOT_COMMON))
+        self.spaced = True
+        if len(data) < len(plain):
+            beyond = _beyond_ascii(plain)
+            self.visible += len(beyond)
+            self.letters += len(_LETTERS_BEYOND.findall(beyond)) + len(_MARKS.findall(beyond))
+            self.digits += len(_DIGITS_BEYOND.findall(beyond))
+            common += len(_OTHER_COMMON.findall(beyond))
+            self.spaced = 2 * len(_NO_SPACES.findall(beyond)) < max(1, self.letters)
+        self.symbols = self.visible - self.letters - self.digits - common
+        self.visible = max(1, self.visible)
 
 
 def _beyond_ascii(text: str) -> str:
