@@ -106,8 +106,11 @@ class Binding:
         return (self.run / SCRATCH / stage).resolve()
 
     def cache(self, what: str) -> Path:
-        """What stages of this run may find again after a rebuild: embeddings, answers of endpoints. Safe to delete."""
-        return (self.run / "cache" / what).resolve()
+        """What all runs beside this one may find again: vectors by teacher and text, answers of endpoints by request.
+
+        Deleting it costs time (or money), never a result.
+        """
+        return (self.run.parent / ".cache" / what).resolve()
 
     @cached_property
     def fanout(self) -> Fanout:

@@ -106,7 +106,7 @@ class Builders:
         scratch = self.at.scratch("mine")
         return mine_pairs(
             self.recipe.mine, documents=self.run / "corpus", out=out, seed=self.seed, progress=progress,
-            fanout=self.at.fanout, scratch=scratch, cache=self.at.cache("embeddings"),
+            fanout=self.at.fanout, scratch=scratch, cache=self.at.cache("vectors"),
             labelled=self._audit_pairs(scratch, progress),
         )  # fmt: skip
 
