@@ -368,6 +368,20 @@ def test_brackets_in_cells(tmp_path: Path) -> None:
     assert counts["refused_not_text"] == 1
 
 
+def test_languages_are_told_where_wanted(tmp_path: Path, write_jsonl: Any) -> None:
+    rows = [
+        {"query": "Kerajaan negeri akan membina lebih banyak sekolah di kawasan pedalaman", "pos": ["a"]},
+        {"query": "The government will build more schools in the rural areas", "pos": ["b"]},
+        {"query": "政府将在农村地区建更多学校", "pos": ["c"], "lang": ""},
+        {"query": "The government says so", "pos": ["d"], "lang": "zsm_Latn"},
+    ]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    _import(tmp_path / "o", path, tag_languages=True)
+    assert _made(tmp_path / "o", "language") == [("ms",), ("en",), ("zh",), ("ms",)]
+    _import(tmp_path / "x", path)
+    assert _made(tmp_path / "x", "language") == [("und",), ("und",), ("und",), ("zsm_Latn",)]
+
+
 def test_bad_columns() -> None:
     with pytest.raises(ValueError, match="one of our columns twice"):
         PairsConfig(files=["x"], columns={"a": "query", "b": "query"})
