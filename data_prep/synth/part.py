@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def write_part(
     rows = (row for number, row in enumerate(islice(shards, stop)) if number >= start and chosen(number))
     path = folder / "candidates.jsonl"
     with (
-        ShardWriter(folder / "chunks", "documents") as chunks,
+        ShardWriter(folder / "chunks", "documents") if needs_chunks(settings) else nullcontext() as chunks,
         disk_errors(path),
         path.open("w", encoding="utf-8") as file,
         maker,
@@ -82,6 +83,12 @@ def write_part(
             if progress is not None and settings.generator == "offline":  # a model's answers move the bar themselves
                 progress.advance(len(block))
     return {**maker.tally.as_json(), "generator_counts": maker.generator_counts()}
+
+
+def needs_chunks(config: SynthConfig) -> bool:
+    """Whether the chunks must be kept: somebody searches them."""
+    tried = config.filters.round_trip is not None and any(is_written(config, style) for style in config.styles)
+    return tried or (config.negatives is not None and config.chunks is not None)
 
 
 def selection(total: int, most: int | None, seed: int) -> Callable[[int], bool]:
@@ -144,8 +151,10 @@ class PartMaker:
             counts.update(generator.counts)
         return counts
 
-    def block(self, rows: list[dict[str, Any]], out: ShardWriter, progress: Progress) -> Iterator[dict[str, Any]]:
-        """The candidates of some documents, in their order; the chunks are written to `out`."""
+    def block(
+        self, rows: list[dict[str, Any]], out: ShardWriter | None, progress: Progress
+    ) -> Iterator[dict[str, Any]]:
+        """The candidates of some documents, in their order; the chunks are written to `out` where one is given."""
         questions = self._asker.questions(rows)
         answers = self._answers([question.ask for question in questions], progress)
         for row in rows:
@@ -154,15 +163,16 @@ class PartMaker:
         numbers: dict[tuple[str, int], int] = {}
         for number, (chunk, language) in enumerate(self._asker.chunks, start=self._first_chunk):
             numbers[chunk.document, chunk.index] = number
-            out.append(
-                {
-                    "id": chunk.id,
-                    "text": chunk.prefix + chunk.text,
-                    "source": "chunk",
-                    "language": language,
-                    "document": chunk.document,
-                }
-            )
+            if out is not None:
+                out.append(
+                    {
+                        "id": chunk.id,
+                        "text": chunk.prefix + chunk.text,
+                        "source": "chunk",
+                        "language": language,
+                        "document": chunk.document,
+                    }
+                )
         self._first_chunk += len(self._asker.chunks)
         self.tally.counts["chunks"] += len(self._asker.chunks)
         made_of: dict[tuple[str, int], int] = {}

@@ -91,7 +91,7 @@ def synthesize_pairs(
         written = out if config.negatives is None else work / "pairs"
         with ShardWriter(written, "pairs") as writer:
             progress.begin("write pairs", None, "pairs")
-            for row in merger.rows(folders):
+            for row in merger.rows(folders, [result["counts"]["chunks"] for result in results]):
                 writer.append(row)
                 progress.advance(1)
             if not tally.counts["pairs"]:
@@ -191,16 +191,16 @@ class _Merger:
         self._foreign = tries_foreign
         self._seen = Seen(config)
 
-    def rows(self, folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
-        """Pair rows in the order of the documents."""
+    def rows(self, folders: Sequence[Path], chunks: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Pair rows in the order of the documents; `chunks` is how many each part has."""
         first_chunk = 0
-        for folder in folders:
+        for folder, count in zip(folders, chunks, strict=True):
             with (folder / "candidates.jsonl").open(encoding="utf-8") as file:
                 while block := [json.loads(line) for line in islice(file, _BLOCK)]:
                     for one in block:
                         one["chunks"] = [number + first_chunk for number in one["chunks"]]
                     yield from self._block(block)
-            first_chunk += len(Shards(folder / "chunks", "documents", verify=False))
+            first_chunk += count
 
     def _block(self, block: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         lost: set[int] = set()
