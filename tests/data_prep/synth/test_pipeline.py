@@ -305,3 +305,30 @@ def test_a_run_that_stops_at_its_budget_goes_on_later(tmp_path: Path, villages: 
         counts = _run(villages, tmp_path / "out", llm=llm, **how)
         assert len(server.asked) == 40  # nothing was asked twice
     assert counts["pairs"] > 30
+
+
+def test_a_model_writes_every_style_beside_the_rules(tmp_path: Path, villages: Path) -> None:
+    seen: list[str] = []
+
+    def reply(asked: Asked) -> str:
+        seen.append(json.dumps(asked.body["messages"], ensure_ascii=False))
+        place = re.search(r"Kampung \w+ \w", seen[-1])
+        return json.dumps(
+            {"questions": [f"Perkara {len(seen)} tentang {place.group() if place else '?'} bila dibuka?"]}
+        )
+
+    with EndpointServer(answer=reply) as server:
+        counts = _run(
+            villages, tmp_path / "out", generator="llm", llm={"base_url": server.url, "model": server.model},
+            styles=["cross_lingual", "multi_hop", "colloquial", "keywords", "question", "extractive", "title"],
+            filters={"language": False, "round_trip": None}, max_documents=12, max_pairs_per_document=9,
+            cross_lingual_share=1.0, multi_hop_share=1.0, colloquial_share=1.0, keywords_share=1.0,
+        )  # fmt: skip
+    rows = _pairs(tmp_path / "out")
+    for style in ("cross_lingual", "colloquial", "keywords", "question", "extractive", "title"):
+        assert counts[style] >= 12, style
+    assert {row["language"] for row in rows if row["source"] == "synth:cross_lingual"} == {"en"}
+    assert {row["language"] for row in rows if row["source"] != "synth:cross_lingual"} == {"ms"}
+    hops = [row for row in rows if row["source"] == "synth:multi_hop"]
+    assert all(len(row["positives"]) == 2 for row in hops) and counts["multi_hop"] == len(hops) > 0
+    assert len(seen) == 48 + len(hops)  # rules ask nobody
