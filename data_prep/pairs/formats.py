@@ -110,7 +110,7 @@ def _listed(row: Mapping[str, Any], found: Format, *, typed: bool) -> Candidate:
     if isinstance(labels, list):
         if len(labels) != len(positives) or negatives:
             raise Refused("bad_score", f"'labels' holds {len(labels)} labels for {len(positives)} texts")
-        marked = [_number(label, "labels", typed=typed) > 0 for label in labels]
+        marked = [_number(int(n) if isinstance(n, bool) else n, "labels", typed=typed) > 0 for n in labels]
         negatives = [text for text, good in zip(positives, marked, strict=True) if not good]
         positives = [text for text, good in zip(positives, marked, strict=True) if good]
     positive_scores, negative_scores = _joined_scores(row, positives, negatives, typed=typed)
@@ -135,7 +135,8 @@ def _check_label(row: Mapping[str, Any], *, typed: bool) -> None:
             label = float(label)
     if isinstance(label, (int, float)) and label != 1:
         reason = "labelled_no_pair" if label == 0 else "class_label"
-        raise Refused(reason, f"'label' is {label:g}" + ("" if label == 0 else ", must be 1 for a pair or 0 for none"))
+        rule = "" if label == 0 else ", must be 1 for a pair or 0 for none"
+        raise Refused(reason, f"'label' is {_shown(label)}{rule}")
 
 
 def _joined_scores(
@@ -157,7 +158,8 @@ def _renderings(row: Mapping[str, Any]) -> Iterator[Candidate]:
     """Each two renderings of a thing are a pair; all come from one document, so that none is a negative of another."""
     texts: dict[str, str | None] = {}
     named = [(name, row[name]) for name in _RENDERINGS if row.get(name) is not None]
-    for name, text in named or [("", text) for text in row.get("set") or ()]:
+    given = row.get("set")
+    for name, text in named or [("", text) for text in (given if isinstance(given, list) else ())]:
         if not isinstance(text, str):
             raise Refused("not_text", f"{name or 'set'!r} holds a {type(text).__name__}, must be text")
         texts.setdefault(text, name if name in ("ms", "en") else None)
@@ -175,7 +177,7 @@ def _renderings(row: Mapping[str, Any]) -> Iterator[Candidate]:
 def _numbered(row: Mapping[str, Any], stem: str, names: tuple[str, ...]) -> list[str]:
     """The named columns that a row has, and `stem_1`, `stem_2` … in the order of their numbers."""
     more = [n for n in row if isinstance(n, str) and n.startswith(stem + "_") and n[len(stem) + 1 :].isdecimal()]
-    return [n for n in names if n in row] + sorted(more, key=lambda n: int(n[len(stem) + 1 :]))
+    return [n for n in names if n in row] + sorted(more, key=lambda n: (len(n), n))
 
 
 def _texts(row: Mapping[str, Any], names: list[str], *, typed: bool) -> list[str]:
@@ -206,9 +208,20 @@ def _number(value: Any, name: str, *, typed: bool) -> float:
     if not typed and isinstance(value, str):
         with suppress(ValueError):
             value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise Refused("bad_score", f"{name!r} is {value!r}, must be a finite number")
-    return float(value)
+    number = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(OverflowError):  # JSON knows integers of any length
+            number = float(value)
+    if not math.isfinite(number):
+        raise Refused("bad_score", f"{name!r} is {_shown(value)}, must be a finite number")
+    return number
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:60]
+    except ValueError:  # an integer that is too long to print
+        return "a very long integer"
 
 
 def _scores(row: Mapping[str, Any], names: tuple[str, ...], texts: list[str], *, typed: bool) -> list[float] | None:
@@ -237,7 +250,7 @@ def _one_score(row: Mapping[str, Any], positives: list[str], *, typed: bool) -> 
 
 def _documents(value: Any, texts: list[str]) -> list[str] | None:
     aligned = isinstance(value, list) and len(value) == len(texts) and all(isinstance(v, str) for v in value)
-    return list(value) if aligned else None
+    return [encodable(name) for name in value] if aligned else None
 
 
 def _label(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -245,7 +258,12 @@ def _label(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return encodable(value) if isinstance(value, str) and value else None
+
+
+def encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON can hold and no file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _found(row: Mapping[str, Any], name: str) -> str:

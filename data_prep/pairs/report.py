@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_json
+from data_prep.pairs.formats import encodable
 from data_prep.pairs.rows import Table
 
 SAMPLES = 10
@@ -62,7 +63,7 @@ class Tally:
         if len(samples) < SAMPLES:
             # places without folders: the report of equal data is equal on every machine
             place = Path(where.rpartition(", ")[0]).name + ", " + where.rpartition(", ")[2]
-            samples.append({"where": place, "why": detail, "text": text[:_EXCERPT]})
+            samples.append({"where": place, "why": encodable(detail), "text": encodable(text[:_EXCERPT])})
 
     def keep(self, row: dict[str, Any], found: str) -> None:
         """A pair was kept; `found` is its format."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import struct
 from pathlib import Path
@@ -153,3 +154,29 @@ def test_other_json_is_no_mds_index(tmp_path: Path) -> None:
         assert not is_mds(tmp_path)
     with pytest.raises(UserError, match="lists no shards"):
         list(read_mds(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["plain", "zstd", "mixed", "gz"])
+def test_damage_anywhere_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    rng = random.Random(name)
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    path = next(folder.glob("shard.00000.*"))
+    whole, index = path.read_bytes(), json.loads((folder / "index.json").read_text())
+    refused = 0
+    for number in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data if number % 3 else data[: rng.randrange(len(data))])
+        if number % 4 == 0:
+            told = json.loads(json.dumps(index))
+            shard = told["shards"][0]
+            shard[rng.choice(list(shard))] = rng.choice([None, 3, -1, 1e9, "x", [], {}, [1], {"bytes": "x"}, True])
+            (folder / "index.json").write_text(json.dumps(told))
+        try:
+            for _ in read_mds(folder, verify=number % 2 == 0):
+                pass
+        except UserError:
+            refused += 1
+        (folder / "index.json").write_text(json.dumps(index))
+    assert refused > 150
