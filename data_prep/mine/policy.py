@@ -115,7 +115,7 @@ class Policy(Section):
     that is a copy of a positive."""
     near_copy: Share = 0.8
     """`near_copy`: share of words in common (Jaccard) from which a text is a copy of the query or a positive."""
-    translation_score: Score = 0.8
+    translation_score: Score = 0.85
     """`translation`: a text in another language that scores this or more is a rendering of the query or a positive."""
     agreement_ratio: Share = 0.95
     """`second_teacher`: its score too must be at most this share of the worst positive's; needs

@@ -243,6 +243,9 @@ def _candidates(
     some = searcher if everyone else searcher.of(asked)
     theirs = near if everyone else Near(near.rows[asked], near.scores[asked])
     found = some.negatives(policy, theirs, worst_of(rows[asked], scores[asked]), language)
+    if task.titles is not None:  # a text with the query as its title is no candidate, from whatever window
+        titled = (found.rows >= 0) & (task.titles[found.rows] == task.queries.keys[asked, None])
+        found = Near(np.where(titled, -1, found.rows), found.scores)
     if policy.negative_distances is not None and not policy.negative_ranks:
         return Near(found.rows, cosines(task.queries.vectors, asked, task.corpus.vectors, found.rows))
     return found

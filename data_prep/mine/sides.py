@@ -250,13 +250,15 @@ def cosines(one: Vectors, rows: NDArray[np.int64], other: Vectors, others: NDArr
     step = max(1, _CELLS // max(1, one.dimension * others.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        asked = _unit(one, one.take(rows[part]))
+        asked = unit_vectors(one, rows[part])
         there = others[part] >= 0
-        theirs = _unit(other, other.take(np.maximum(others[part], 0).ravel()))
+        theirs = unit_vectors(other, np.maximum(others[part], 0).ravel())
         products = np.einsum("qmd,qd->qm", theirs.reshape(*others[part].shape, -1), asked)
         found[part] = np.where(there, products, -np.inf)
     return found
 
 
-def _unit(vectors: Vectors, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return rows if vectors.normalised else unit_rows(rows)
+def unit_vectors(vectors: Vectors, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Some rows [n, dimension] at unit length, whether or not the vectors are normalised."""
+    found = vectors.take(rows)
+    return found if vectors.normalised else unit_rows(found)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_prep.mine.sides import Side, shared_words
+from data_prep.mine.sides import Side, shared_words, unit_vectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,10 +167,10 @@ def _to_positives(block: Block, rows: NDArray[np.int64], candidates: NDArray[np.
     step = max(1, _CELLS // block.corpus.vectors.dimension)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        vectors = block.corpus.vectors.take(candidates[part])
+        vectors = unit_vectors(block.corpus.vectors, candidates[part])
         for column in range(block.chosen.shape[1]):
             chosen = block.chosen[rows[part], column]
-            theirs = block.positives.vectors.take(np.maximum(chosen, 0))
+            theirs = unit_vectors(block.positives.vectors, np.maximum(chosen, 0))
             near[part, column] = np.where(chosen >= 0, np.einsum("sd,sd->s", vectors, theirs), -np.inf)
     return near
 
@@ -180,17 +180,17 @@ def _disagrees(block: Block, rows: NDArray[np.int64], candidates: NDArray[np.int
     import numpy as np
 
     assert block.corpus.second is not None and block.queries.second is not None and block.positives.second is not None
-    asked = block.queries.second.read(0, len(block.queries))
+    asked = unit_vectors(block.queries.second, np.arange(len(block.queries)))
     scores = np.full(block.chosen.shape, np.inf, dtype=np.float32)
     for column in range(block.chosen.shape[1]):
         chosen = block.chosen[:, column]
-        theirs = block.positives.second.take(np.maximum(chosen, 0))
+        theirs = unit_vectors(block.positives.second, np.maximum(chosen, 0))
         scores[:, column] = np.where(chosen >= 0, np.einsum("qd,qd->q", asked, theirs), np.inf)
     ceiling = ratio * np.maximum(worst_of(block.chosen, scores), 0.0)
     vetoed = np.zeros(len(rows), dtype=np.bool_)
     step = max(1, _CELLS // block.corpus.second.dimension)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        found = np.einsum("sd,sd->s", block.corpus.second.take(candidates[part]), asked[rows[part]])
+        found = np.einsum("sd,sd->s", unit_vectors(block.corpus.second, candidates[part]), asked[rows[part]])
         vetoed[part] = found > ceiling[rows[part]]
     return vetoed

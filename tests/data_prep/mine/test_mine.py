@@ -98,8 +98,10 @@ def test_same_seed_same_bytes_and_the_backends_agree(corpus: Path) -> None:
     assert (corpus / "a" / "audit.json").read_bytes() == (corpus / "b" / "audit.json").read_bytes()
 
 
-def test_first_line_as_query(corpus: Path) -> None:
-    counts = _mine(corpus, query="first_line", positive_min_score=0.2)
+@pytest.mark.parametrize("ranks", [True, False])
+def test_first_line_as_query(corpus: Path, ranks: bool) -> None:
+    window = {} if ranks else {"negative_percentiles": [50.0, 100.0], "negative_ranks": None}
+    counts = _mine(corpus, query="first_line", positive_min_score=0.2, **window)
     rows = list(Shards(corpus / "mine" / "pairs", "pairs"))
     assert counts["queries"] < counts["documents"] + counts["zero_vectors"]  # one document has no second line
     assert rows and all(row["query"].startswith("Perihal") and "\n" not in row["query"] for row in rows)
