@@ -220,7 +220,29 @@ class Shards:
             for batch in parquet.iter_batches(batch_size=_ROW_GROUP):
                 yield from batch.to_pylist()
 
+    def rows_between(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Rows [start, stop) in order; files and row groups outside are not read."""
+        import pyarrow.parquet as pq
+
+        first = 0
+        for file in self._files:
+            if first + file["rows"] > start and first < stop:
+                with pq.ParquetFile(self.folder / file["name"]) as parquet:
+                    yield from _group_rows(parquet, start - first, stop - first)
+            first += file["rows"]
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows in order; memory holds one row group at a time, however large the folder is."""
         for number in range(len(self._files)):
             yield from self.read_file(number)
+
+
+def _group_rows(parquet: Any, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Rows [start, stop) of one file, by row groups; the bounds may lie outside the file."""
+    first = 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        low, high = max(start - first, 0), min(stop - first, rows)
+        if low < high:
+            yield from parquet.read_row_group(group).slice(low, high - low).to_pylist()
+        first += rows

@@ -69,7 +69,7 @@ def write_part(
     folder.mkdir(parents=True, exist_ok=True)
     maker = PartMaker(settings, seed, told, [Path(path) for path in evaluation_sets], Path(cache) if cache else None)
     chosen = selection(len(shards), settings.max_documents, seed)
-    rows = (row for number, row in enumerate(islice(shards, stop)) if number >= start and chosen(number))
+    rows = (row for number, row in enumerate(shards.rows_between(start, stop), start) if chosen(number))
     path = folder / "candidates.jsonl"
     with (
         ShardWriter(folder / "chunks", "documents") if needs_chunks(settings) else nullcontext() as chunks,

@@ -109,3 +109,12 @@ def test_full_disk_is_a_user_error_and_keeps_nothing_half_written(small_disk: Pa
     assert not (small_disk / "s" / "manifest.json").exists()
     for part in (small_disk / "s").glob("part-*"):  # those that were finished are whole
         assert part.read_bytes()[-4:] == b"PAR1"
+
+
+def test_any_stretch_of_rows_reads_as_the_whole_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.shards._ROW_GROUP", 3)
+    shards = Shards(_write(tmp_path / "s", [f"t{n}" for n in range(23)], rows_per_file=8), "documents")
+    whole = list(shards)
+    for start in range(25):
+        for stop in range(start, 26):
+            assert list(shards.rows_between(start, stop)) == whole[start:stop]
