@@ -40,7 +40,7 @@ class MineConfig(Section):
     cross_encoder: CrossEncoderConfig | None = None
     """A reranker that must agree too (`[mine.cross_encoder]`)."""
     backend: Backend = "exact"
-    """`exact` (blocked matrix product), `kdtree` (as arXiv 2402.03053; same result, much slower) or `faiss` (an extra; its
+    """`exact` (blocked matrix product), `kdtree` (as arXiv 2402.03053; same result, slower) or `faiss` (an extra; its
     recall against `exact` is measured). Windows of percentiles, scores or distances are always counted exactly."""
     query: Literal["document", "first_line"] = "document"
     """What stands as the query: the whole document, or its first line (its title)."""
