@@ -153,7 +153,8 @@ def _checked(folder: Path, told: Mapping[str, Any]) -> Facts:
         state = "BAD: is missing"
     except OSError as error:
         state = f"BAD: cannot be read ({error.strerror})"
-    return {"name": path.name, "rows": told.get("rows"), "bytes": told.get("bytes"), "state": state}
+    numbers = {name: told[name] if isinstance(told.get(name), int) else None for name in ("rows", "bytes")}
+    return {"name": path.name, **numbers, "state": state}
 
 
 def inspect(
@@ -192,16 +193,21 @@ def inspect(
         return facts | _vectors(StoredVectors(folder, verify=False), rows=rows, seed=seed)
     if kind not in KINDS:
         return facts
+    if not isinstance(manifest.get("rows"), int) or "fingerprint" not in manifest:
+        raise UserError(str(folder / MANIFEST), "lacks the rows or the fingerprint", "build the folder again")
     shards = Shards(folder, kind, verify=False)  # type: ignore[arg-type]
     chosen = set(random.Random(seed).sample(range(shards.rows), min(rows, shards.rows)))
     counter = _Counter(kind, count_tokens)
     progress = progress or Progress()
     progress.begin("read shards", shards.rows, "rows")
-    for number, row in enumerate(shards):
-        progress.advance(1)
-        counter.add(row)
-        if number in chosen:
-            counter.sample.append({"row": number} | row)
+    try:
+        for number, row in enumerate(shards):
+            progress.advance(1)
+            counter.add(row)
+            if number in chosen:
+                counter.sample.append({"row": number} | row)
+    except (KeyError, TypeError, ValueError, OSError) as error:  # files that somebody else wrote under our names
+        raise UserError(str(folder), f"holds rows that are no {kind} ({error!r})", "build the folder again") from error
     return facts | counter.facts()
 
 

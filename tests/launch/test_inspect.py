@@ -14,7 +14,7 @@ import pytest
 from data_prep.inspect import Distribution, inspect
 from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
-from data_prep.shards import ShardWriter
+from data_prep.shards import SCHEMA_VERSION, ShardWriter
 from launch.cli import main
 from launch.inspect_command import plain_lines, printable, sections_of
 
@@ -196,7 +196,11 @@ def test_damage_is_found_and_named(
         ({"manifest.json": "{"}, "is not valid JSON"),
         ({"manifest.json": "[]"}, "lists no files"),
         ({"manifest.json": '{"kind": "pairs", "files": [3]}'}, "lists no files"),
-        ({"manifest.json": '{"kind": "pairs", "schema": 1, "rows": 0, "files": []}'}, "schema version 1"),
+        ({"manifest.json": '{"kind": "pairs", "schema": 3, "files": []}'}, "lacks the rows"),
+        (
+            {"manifest.json": '{"kind": "pairs", "schema": 1, "rows": 0, "files": [], "fingerprint": ""}'},
+            "schema version 1",
+        ),
     ],
 )
 def test_what_is_no_folder_of_shards(
@@ -208,6 +212,22 @@ def test_what_is_no_folder_of_shards(
     assert code == 2
     assert says in err
     assert "Fix: " in err
+
+
+def test_rows_of_another_writer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from data_prep.files import sha256_file, write_json
+
+    path = tmp_path / "part-00000.parquet"
+    for write in (lambda: pq.write_table(pa.table({"a": [1]}), path), lambda: path.write_bytes(b"PAR1 no")):
+        write()
+        file = {"name": path.name, "rows": 1, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        told = {"kind": "pairs", "schema": SCHEMA_VERSION, "rows": 1, "files": [file], "fingerprint": ""}
+        write_json(tmp_path / "manifest.json", told)
+        code, _, err = _said(capsys, str(tmp_path))
+        assert (code, "holds rows that are no pairs" in err) == (2, True)
 
 
 def test_paths_that_are_no_folders(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
