@@ -65,7 +65,7 @@ class Stub:
 
 
 def matmul(rows: int, dimension: int, threads: int) -> float:
-    """The best rate of a float32 product here, GFLOP/s: by MKL and by oneDNN, of several shapes, in one or more calls."""
+    """The best rate of a float32 product here, GFLOP/s: by MKL and by oneDNN, several shapes, one or more calls."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch

@@ -1,4 +1,4 @@
-"""Neighbour search beside its peers: KDTree as the paper used it, sentence-transformers, faiss, the bare matrix product.
+"""Neighbour search beside its peers: KDTree as the paper used it, sentence-transformers, faiss, a bare matrix product.
 
     python benchmarks/neighbors.py [--quick] [--threads 2] [--out benchmarks/results/neighbors.md]
 
@@ -108,7 +108,7 @@ def page(results: dict[str, Any], given: dict[str, Any], facts: list[str]) -> st
         "# Neighbour search beside its peers",
         "",
         *(f"{line}\n" for line in facts),
-        f"{given['rows']:,} unit vectors of {given['dimension']:,} numbers in a thousand loose clusters, k = {given['k']}; "
+        f"{given['rows']:,} unit vectors of {given['dimension']:,} numbers in a thousand clusters, k = {given['k']}; "
         f"this search also gives {7} percentiles of every query's scores over the whole corpus, which no other side "
         "does. Ratios are formed inside a round "
         f"of {len(rounds)}; median (lowest-highest). Times a query are extrapolated from a sample of queries a round.",
@@ -120,9 +120,10 @@ def page(results: dict[str, Any], given: dict[str, Any], facts: list[str]) -> st
             rows,
         ),
         "",
-        f"Building the KDTree ({found['kdtree build']['wall']:.1f} s) and adding to faiss ({found['faiss add']['wall']:.1f} s)"
-        " is not counted. `mine_hard_negatives` gets the embeddings through a stub model, scores by inner product and "
-        "holds the scores of all its queries at once. CPU seconds of faiss and KDTree count threads that wait. "
+        f"Building the KDTree ({found['kdtree build']['wall']:.1f} s) and adding to faiss "
+        f"({found['faiss add']['wall']:.1f} s) is not counted. `mine_hard_negatives` gets the "
+        "embeddings through a stub model, scores by inner product and holds the scores of all its queries at once. CPU "
+        "seconds of faiss and KDTree count threads that wait. "
         f"{100 * found['check']:.2f} % of the neighbours of 200 queries are those of faiss.",
         "",
         rate_lines(found, given),
@@ -130,8 +131,9 @@ def page(results: dict[str, Any], given: dict[str, Any], facts: list[str]) -> st
         "## All against all",
         "",
         f"{given['rows']:,} × {given['rows']:,} with percentiles, in a process of its own: {whole['wall']:.1f} s "
-        f"({whole['cpu']:.1f} CPU s), {flops / whole['wall'] / 1e9:.0f} GFLOP/s, {100 * flops / whole['wall'] / 1e9 / best:.0f} % "
-        f"of the best product's rate. The whole process held at most {whole['peak'] / 1e9:.2f} GB: its vectors of "
+        f"({whole['cpu']:.1f} CPU s), {flops / whole['wall'] / 1e9:.0f} GFLOP/s, "
+        f"{100 * flops / whole['wall'] / 1e9 / best:.0f} % of the best product's rate. The whole "
+        f"process held at most {whole['peak'] / 1e9:.2f} GB: its vectors of "
         f"{whole['bytes'] / 1e9:.2f} GB and {(whole['peak'] - whole['bytes']) / 2**30:.2f} GiB more (goal: 1), Python, "
         "torch, numba and the result included.",
         "",
@@ -161,10 +163,10 @@ def gpu_lines(found: dict[str, Any] | None, given: dict[str, Any]) -> list[str]:
         "## On the GPU",
         "",
         f"{found['rows']:,} × {found['rows']:,}, k = {given['k']} and percentiles: {block:.2f} s for a block of "
-        f"{found['block']:,} queries (median of {len(found['later'])}; the first, which also moves the corpus to the GPU, "
-        f"{found['first']:.1f} s), so {total / 60:.1f} minutes for all, at {share:.0f} % of the measured rate of its "
-        f"float32 product ({found['matmul'] / 1e3:.1f} TFLOP/s). Forecast for {FORECAST:,} rows: {forecast / 3600:.1f} hours "
-        "on one such GPU.",
+        f"{found['block']:,} queries (median of {len(found['later'])}; the first, which also moves the corpus to the "
+        f"GPU, {found['first']:.1f} s), so {total / 60:.1f} minutes for all, at {share:.0f} % of the measured rate of "
+        f"its float32 product ({found['matmul'] / 1e3:.1f} TFLOP/s). Forecast for {FORECAST:,} rows: "
+        f"{forecast / 3600:.1f} hours on one such GPU.",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import UserError
@@ -98,6 +98,9 @@ class Computer:
         self._shape = shape_of(
             queries.rows, corpus.rows, queries.dimension, euclidean=plan.euclidean, cuda=cuda, panel_rows=panel_rows
         )
+        affordable = int(0.3e9 * budget_gb / (8 * self._shape.width))  # two panels in memory
+        if self._shape.panel > affordable:
+            self._shape = replace(self._shape, panel=max(1, affordable // self._shape.columns) * self._shape.columns)
         self._rows = self._rows_that_fit(budget_gb, 1 if cuda else torch.get_num_threads())
         if block_rows:
             self._rows = min(self._rows, -(-block_rows // self._shape.rows) * self._shape.rows)

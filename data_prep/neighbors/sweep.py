@@ -41,7 +41,7 @@ class Shape:
 def shape_of(
     query_rows: int, corpus_rows: int, dimension: int, *, euclidean: bool, cuda: bool, panel_rows: int | None = None
 ) -> Shape:
-    """The shape for a search; tiles of 512 × 512 and their vectors stay in the cache of a core.
+    """The shape for a search; tiles of 512 × 1024 and their vectors stay in the cache of a core.
 
     Args:
         panel_rows: rows of a panel, rounded up to whole tiles; by default 16,384, less for long vectors.
@@ -54,7 +54,7 @@ def shape_of(
         return size
 
     width = -(-(dimension + euclidean) // _ALIGNED) * _ALIGNED
-    rows, columns = fit(query_rows, 4096 if cuda else 512), fit(corpus_rows, 8192 if cuda else 512)
+    rows, columns = fit(query_rows, 4096 if cuda else 512), fit(corpus_rows, 8192 if cuda else 1024)
     wanted = panel_rows or max(1024, (1 << (28 if cuda else 24)) // width)
     return Shape(rows, columns, -(-min(wanted, corpus_rows) // columns) * columns, width)
 
