@@ -166,6 +166,7 @@ class Builders:
         )  # fmt: skip
 
     def _train(self, phase: str, out: Path, progress: Progress, **job: Any) -> Counts:
+        from data_prep.blend import blend_counts
         from launch.history import prepare
         from launch.supervisor import run_phase
 
@@ -201,7 +202,8 @@ class Builders:
             "head_parameters_left_out",
             "head_training_bytes_left_out",
         )
-        return {k: summary[k] for k in wanted if summary.get(k) is not None}
+        blend = blend_counts(summary["blend"]) if summary.get("blend") else {}
+        return {k: summary[k] for k in wanted if summary.get(k) is not None} | blend
 
     def pretrain(self, out: Path, progress: Progress) -> Counts:
         """Continue its pretraining."""
@@ -212,8 +214,17 @@ class Builders:
 
     def finetune(self, out: Path, progress: Progress) -> Counts:
         """Finetune it."""
+        from train.pair_stream import blend_table
+
         recipe = self.recipe
         on = {n: str(self.at.pair_folder(n).resolve()) for n in self.at.pair_sources()}
+        settings = recipe.finetune
+        table = blend_table(
+            settings.blend, {name: Path(place) for name, place in on.items()}, cap=settings.blend_cap,
+            temperature=settings.blend_temperature,
+        )  # fmt: skip
+        for line in table:
+            progress.note(line)
         return self._train(
             "finetune", out, progress, config=recipe.finetune.model_dump(), encoder=recipe.encoder.model_dump(),
             sources=on, model=self.run / "pretrain" / "model",

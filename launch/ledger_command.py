@@ -18,7 +18,7 @@ import typer
 from data_prep.errors import UserError
 
 if TYPE_CHECKING:
-    from data_prep.shards import Shards
+    from train.history.verify import Data
 
 ledger_app = typer.Typer(help="Look at what training used.", no_args_is_help=True)
 
@@ -98,17 +98,19 @@ def newest_mark(history: Path) -> Mapping[str, Any] | None:
     return None
 
 
-def data_of(folder: Path, ledger: Path) -> dict[str, Shards] | None:
+def data_of(folder: Path, ledger: Path) -> Mapping[str, Data] | None:
     """The data that a phase was trained on, where the run folder still holds them."""
     from data_prep.shards import Shards
     from train.history.ledger import read_records
+    from train.pair_stream import open_source
 
     header = next(read_records(ledger), {})
     places = {"tokens": folder / "tokens" / "train", "mine": folder / "mine" / "pairs"}
-    found = {s["name"]: places.get(s["name"], folder / s["name"]) for s in header.get("sources", [])}
+    stages = {s["name"]: s["name"].partition(":")[0] for s in header.get("sources", [])}
+    found = {name: places.get(stage, folder / stage) for name, stage in stages.items()}
     if not found or not all((place / "manifest.json").exists() for place in found.values()):
         return None
-    return {name: Shards(place, "tokens" if name == "tokens" else "pairs") for name, place in found.items()}
+    return {n: Shards(place, "tokens") if n == "tokens" else open_source(n, place) for n, place in found.items()}
 
 
 def _wrapped(text: str) -> str:
