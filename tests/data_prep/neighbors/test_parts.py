@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.embed.store import embed_texts
 from data_prep.embed.vectors import ArrayVectors
 from data_prep.errors import UserError
 from data_prep.fanout import Part, Result, finished, record_of, result_of, run_part
@@ -159,20 +160,49 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
         )
 
 
+class InOrder(Processes):
+    """As elsewhere, but in this process: only `Serial` may leave vectors in memory."""
+
+    def __init__(self) -> None:
+        self.handles: list[Any] = []
+
+    def map(
+        self, function: str, parts: Sequence[Part], *, scratch: Path, label: str, progress: Progress
+    ) -> list[Result]:
+        for part in parts:
+            self.handles += [part["queries"], part["corpus"]]
+            run_part(function, part, record_of(function, part, scratch=scratch, label=label))
+        return [result_of(record_of(function, p, scratch=scratch, label=label), function=function) for p in parts]
+
+
+def test_vectors_in_memory_are_copied_once_for_others(tmp_path: Path) -> None:
+    fanout = InOrder()
+    _same(_searches(fanout=fanout, scratch=tmp_path)[0], _searches()[0])
+    (copy,) = (tmp_path / "neighbors").glob("vectors-*.npy")
+    assert all(handle == {"file": str(copy), "normalised": True} for handle in fanout.handles)
+
+
+class Numbers:
+    """A teacher of random rows."""
+
+    name, hash, dimension, normalised, may_be_zero = "numbers", "0" * 32, 24, True, False
+
+    def prompt(self, role: str) -> str:
+        return ""
+
+    def embed(self, texts: Sequence[str], *, role: str, progress: Any = None) -> Any:
+        return np.concatenate([unit(1, 24, seed=int(text)) for text in texts])
+
+
 def test_stored_vectors_are_opened_where_they_lie(tmp_path: Path) -> None:
-    class InOrder(Processes):
-        """As elsewhere, but in this process: only `Serial` may leave vectors in memory."""
-
-        def map(
-            self, function: str, parts: Sequence[Part], *, scratch: Path, label: str, progress: Progress
-        ) -> list[Result]:
-            for part in parts:
-                assert set(part["corpus"]) in ({"file", "normalised"}, {"folder", "digest"})
-                run_part(function, part, record_of(function, part, scratch=scratch, label=label))
-            return [result_of(record_of(function, p, scratch=scratch, label=label), function=function) for p in parts]
-
-    _same(_searches(fanout=InOrder(), scratch=tmp_path)[0], _searches()[0])
-    assert len(list((tmp_path / "neighbors").glob("vectors-*.npy"))) == 1
+    texts = [(f"{number:016x}", str(number)) for number in range(700)]
+    teacher: Any = Numbers()
+    stored = embed_texts(texts, teacher, role="passage", folder=tmp_path / "vectors")
+    fanout = InOrder()
+    found = search(stored, stored, k=9, percentiles=[50.0], fanout=fanout, scratch=tmp_path / "scratch")
+    assert {handle["folder"] for handle in fanout.handles} == {str(tmp_path / "vectors")}
+    plain = ArrayVectors(stored.read(0, 700), normalised=True)
+    _same(found, search(plain, plain, k=9, percentiles=[50.0]))
 
 
 def test_a_fanout_needs_scratch() -> None:
