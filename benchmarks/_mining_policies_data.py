@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_prep.corpus.decontaminate import DecontaminateConfig
 from data_prep.corpus.keys import text_key
 from data_prep.corpus.language import tag
 from data_prep.files import content_id, expand, read_jsonl
@@ -54,7 +55,10 @@ def write_pairs(data: Path, out: Path, *, per_file: int, sets: list[Path], quick
     )
     plain = out.with_name(out.name + "-plain")
     import_pairs(
-        PairsConfig(files=files, max_pairs_per_file=per_file), evaluation_sets=sets, out=plain, progress=Progress()
+        PairsConfig(files=files, max_pairs_per_file=per_file, decontaminate=DecontaminateConfig(on_overlap="remove")),
+        evaluation_sets=sets,
+        out=plain,
+        progress=Progress(),
     )
     with ShardWriter(out, "pairs") as writer:
         for row in Shards(plain, "pairs"):

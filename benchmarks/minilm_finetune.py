@@ -25,6 +25,7 @@ import _facts
 from _peer_texts import TOY, Lengths, length_facts, make_world, pair_stream, write_batches
 from _turns import Arena, Block, Job, Spread, as_json, best, label, largest_difference, losses, take_turns
 
+from data_prep.corpus.decontaminate import DecontaminateConfig
 from data_prep.evaluation_sets import EvaluationSet, load_set
 from data_prep.files import read_json, write_json
 from data_prep.pairs.files import PairsConfig, import_pairs
@@ -129,7 +130,11 @@ def make_pairs(args: argparse.Namespace, folder: Path, sets: list[Path]) -> tupl
         make_world(folder / "toy", shape=TOY, lengths=Lengths(12, 50, 64), pairs=200, data=None, seed=0)
         return folder / "toy" / "pairs", "generated pairs"
     counts = import_pairs(
-        PairsConfig(files=[str(args.data / "pairs" / "*.jsonl.gz")], max_pairs_per_file=PAIRS_PER_FILE),
+        PairsConfig(
+            files=[str(args.data / "pairs" / "*.jsonl.gz")],
+            max_pairs_per_file=PAIRS_PER_FILE,
+            decontaminate=DecontaminateConfig(on_overlap="remove"),
+        ),
         evaluation_sets=sets,
         out=folder / "pairs",
         progress=Progress(),

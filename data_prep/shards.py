@@ -8,6 +8,8 @@ shard folder. Readers check size and checksum before they hand out a row, and sa
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -246,3 +248,27 @@ def _group_rows(parquet: Any, start: int, stop: int) -> Iterator[dict[str, Any]]
         if low < high:
             yield from parquet.read_row_group(group).slice(low, high - low).to_pylist()
         first += rows
+
+
+def gather_shards(folders: list[Path], out: Path, kind: Kind) -> int:
+    """Join shard folders; files are linked where the file system can, else copied. Returns the rows.
+
+    The folders stay as they are, so that a run that dies here can do it again.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[dict[str, Any]] = []
+    for folder in folders:
+        for file in read_json(folder / "manifest.json")["files"]:
+            path = out / f"part-{len(files):05d}.parquet"
+            with disk_errors(path):
+                path.unlink(missing_ok=True)
+                try:
+                    os.link(folder / file["name"], path)
+                except OSError:
+                    shutil.copyfile(folder / file["name"], path)
+            files.append({**file, "name": path.name})
+    rows = sum(file["rows"] for file in files)
+    fingerprint = hashlib.sha256("".join(f["sha256"] for f in files).encode()).hexdigest()
+    manifest = {"schema": SCHEMA_VERSION, "kind": kind, "rows": rows, "files": files, "fingerprint": fingerprint}
+    write_json(out / "manifest.json", manifest)
+    return rows

@@ -64,7 +64,8 @@ class Binding:
         """Files from outside the run that the patterns name; a made corpus counts as the generate stage instead."""
         from data_prep.files import expand
 
-        return [] if self.made_here(patterns) else expand(self._fill(patterns), what=what)
+        named = [p for p in patterns if not p.startswith("datasets:")]  # a Hub data set is no file of this machine
+        return [] if self.made_here(named) or not named else expand(self._fill(named), what=what)
 
     def set_files(self) -> list[Path]:
         """Files of the evaluation sets that come from outside the run."""

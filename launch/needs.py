@@ -107,6 +107,9 @@ def _data_lines(recipe: Recipe, data: Path | None) -> Iterator[str]:
         return
     patterns = [*recipe.corpus.files, *(recipe.pairs.files if recipe.pairs else []), *recipe.eval.sets]
     for pattern in patterns:
+        if pattern.startswith("datasets:"):
+            yield f"data:  {pattern}   (from the Hub, unless its cache has it)"
+            continue
         if "{data}" in pattern and data is None:
             yield f"data:  {pattern}   (give --data DIR)"
             continue

@@ -16,7 +16,6 @@ from typing import Any
 
 from data_prep.corpus.config import CorpusConfig
 from data_prep.corpus.cut import Piece, plan_parts
-from data_prep.corpus.gather import gather_shards
 from data_prep.corpus.idents import repeated_idents
 from data_prep.corpus.limit import apply_limit
 from data_prep.corpus.near import find_duplicates
@@ -26,7 +25,7 @@ from data_prep.errors import UserError
 from data_prep.fanout import Fanout, Serial
 from data_prep.files import read_json, write_json
 from data_prep.progress import Progress
-from data_prep.shards import Shards
+from data_prep.shards import Shards, gather_shards
 
 __all__ = ["CorpusConfig", "build_corpus"]
 REPORT = "report.json"

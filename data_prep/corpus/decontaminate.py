@@ -48,9 +48,10 @@ _SHORT_CHARACTERS = 500
 class DecontaminateConfig(Section):
     """`[corpus.decontaminate]`: what counts as a text of an evaluation set, and what happens to it."""
 
-    on_overlap: Literal["remove", "fail"] = "remove"
-    """`remove` leaves overlapping texts out and counts them; `fail` stops the run and names them. Crawls always hold
-    some; what is left is checked once more before training, and that check always fails."""
+    on_overlap: Literal["fail", "remove"] = "fail"
+    """`fail` stops the run and names the first overlapping texts: whoever trains should know. `remove` leaves them out,
+    counts them and shows samples; crawls always hold some. Before training all text is checked once more, and what is
+    found then always fails."""
     ngram_words: Annotated[int, Field(ge=5, le=50)] = 13
     """Length of a shared run of words that counts, in words; 13 as is usual."""
     ngram_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2

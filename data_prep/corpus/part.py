@@ -16,7 +16,6 @@ from typing import Any
 from data_prep.corpus.config import CorpusConfig
 from data_prep.corpus.cut import Piece
 from data_prep.corpus.decontaminate import DecontaminateConfig, Gate
-from data_prep.corpus.gather import DocumentWriter
 from data_prep.corpus.idents import IdentWriter
 from data_prep.corpus.keys import text_key
 from data_prep.corpus.language import LanguageTagger
@@ -28,6 +27,7 @@ from data_prep.corpus.repair import text_cleaner
 from data_prep.corpus.report import Tally, shown
 from data_prep.corpus.signatures import SignatureWriter
 from data_prep.corpus.split import is_held_out
+from data_prep.corpus.writer import DocumentWriter
 from data_prep.files import content_id
 from data_prep.shards import Shards
 

@@ -3,7 +3,7 @@
 Every kind is a pattern plus, for numbers, a check that ordinary numbers fail: a MyKad number holds a date and a known
 place of birth, a phone number has the length that its area code asks for. Of 4,000 numbers that the library
 phonenumbers calls valid in Malaysia and writes in three ways, 99.2 % are found (not: toll-free ones, which name no
-person). That library knows no context: it takes an ISBN for a phone. What is removed is counted, and shown masked.
+person). What is removed is counted, and shown masked.
 """
 
 from __future__ import annotations

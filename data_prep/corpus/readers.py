@@ -157,14 +157,15 @@ def _check_columns(path: Path, columns: list[str], config: CorpusConfig) -> None
 
 def row_groups(path: Path) -> list[int]:
     """Uncompressed bytes of each row group of a Parquet file. Raises `UserError` where it is none or holds no row."""
-    with _parquet(path) as file:
+    with opened_parquet(path) as file:
         metadata = file.metadata
         if not metadata.num_rows:
             raise UserError(str(path), "is empty", "remove it from the recipe or put text into it")
         return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
 
 
-def _parquet(path: Path) -> Any:
+def opened_parquet(path: Path) -> Any:
+    """A Parquet file, open for reading. Raises `UserError` where it is none, or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -172,10 +173,11 @@ def _parquet(path: Path) -> Any:
         with read_errors(path, lambda: 0):
             return pq.ParquetFile(path)
     except pa.ArrowException as error:
-        raise _damaged(path, error) from error
+        raise damaged_parquet(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def damaged_parquet(path: Path, error: Exception) -> UserError:
+    """What to tell the user of a file that Arrow cannot read."""
     told = " ".join(str(error).split())[:150]
     return UserError(str(path), f"is damaged or no Parquet file ({told})", "copy or write the file again")
 
@@ -185,7 +187,7 @@ def _parquet_rows(path: Path, piece: Piece, config: CorpusConfig) -> Iterator[Ro
 
     wanted = [config.text_field, config.source_field, *config.language_fields, *config.document_fields]
     wanted += [*config.id_fields, *([config.title_field] if config.title_field else [])]
-    with _parquet(path) as file:
+    with opened_parquet(path) as file:
         names = file.schema_arrow.names
         _check_columns(path, names, config)
         groups = range(piece["start"], piece["stop"]) if piece["stop"] is not None else range(file.num_row_groups)
@@ -195,15 +197,15 @@ def _parquet_rows(path: Path, piece: Piece, config: CorpusConfig) -> Iterator[Ro
                 batch_size=_BATCH_ROWS, row_groups=list(groups), columns=[n for n in names if n in wanted]
             )
             for batch in batches:
-                columns = {name: _values(batch.column(name)) for name in batch.schema.names}
+                columns = {name: row_values(batch.column(name)) for name in batch.schema.names}
                 for values in zip(*columns.values(), strict=True):
                     number += 1
                     yield partial("{}, row {}".format, path, number), dict(zip(columns, values, strict=True))
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, error) from error
+            raise damaged_parquet(path, error) from error
 
 
-def _values(column: Any) -> list[Any]:
+def row_values(column: Any) -> list[Any]:
     """A column as Python values; text that is not UTF-8 stays bytes."""
     import pyarrow as pa
 

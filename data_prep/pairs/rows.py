@@ -119,18 +119,18 @@ def read_table(table: Table) -> Iterator[Read]:
 def _read_parquet(path: Path) -> Iterator[Read]:
     import pyarrow as pa
 
-    from data_prep.corpus.readers import _damaged, _parquet, _values
+    from data_prep.corpus.readers import damaged_parquet, opened_parquet, row_values
 
     number = 0
-    with _parquet(path) as file:
+    with opened_parquet(path) as file:
         try:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                columns = [_values(batch.column(name)) for name in batch.schema.names]
+                columns = [row_values(batch.column(name)) for name in batch.schema.names]
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield Read(f"{path}, row {number}", dict(zip(batch.schema.names, values, strict=True)))
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, error) from error
+            raise damaged_parquet(path, error) from error
     if not number:
         raise UserError(str(path), "is empty", "remove it from the recipe or put rows into it")
 

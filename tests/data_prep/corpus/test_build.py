@@ -74,7 +74,8 @@ def test_no_evaluation_text_in_the_corpus(tmp_path: Path, evaluation_set: Path, 
         "Harga minyak sawit naik lagi minggu ini.",
     ]
     source = write_jsonl(tmp_path / "c.jsonl", [{"text": t} for t in texts])
-    counts = _build(tmp_path / "o", [evaluation_set], files=[str(source)])
+    removing = {"on_overlap": "remove"}
+    counts = _build(tmp_path / "o", [evaluation_set], files=[str(source)], decontaminate=removing)
     assert counts["evaluation_overlap"] == 4
     assert Shards(tmp_path / "o", "documents").column("text") == [texts[-1]]
 

@@ -287,13 +287,13 @@ def test_overlap_is_removed_or_ends_the_run(tmp_path: Path, evaluation_set: Path
     source = write_jsonl(
         tmp_path / "c.jsonl", [{"text": planted}, {"text": "Harga minyak sawit naik lagi minggu ini."}]
     )
-    counts = build(tmp_path / "o", source, [evaluation_set])
+    counts = build(tmp_path / "o", source, [evaluation_set], decontaminate={"on_overlap": "remove"})
     assert counts["evaluation_overlap"] == 1 and counts["kept"] == 1
     report = read_json(tmp_path / "o" / "report.json")
     sample = next(r for r in report["rules"] if r["rule"] == "evaluation_overlap")["samples"][0]
     assert sample["text"].startswith("KUCING") and "d2 of mini" in sample["repeats"]
     with pytest.raises(UserError, match=r"KUCING itu tidur.* repeats document d2 of mini.*1 of 2 documents repeat"):
-        build(tmp_path / "p", source, [evaluation_set], decontaminate={"on_overlap": "fail"})
+        build(tmp_path / "p", source, [evaluation_set])
 
 
 def test_evaluation_texts_are_found_behind_their_placeholders(
@@ -307,7 +307,8 @@ def test_evaluation_texts_are_found_behind_their_placeholders(
     source = write_jsonl(
         tmp_path / "c.jsonl", [{"text": "siapa @ali"}, {"text": "satu dokumen lain yang panjang sedikit"}]
     )
-    assert build(tmp_path / "o", source, [folder], min_chars=5)["evaluation_overlap"] == 1
+    removing = {"on_overlap": "remove"}
+    assert build(tmp_path / "o", source, [folder], min_chars=5, decontaminate=removing)["evaluation_overlap"] == 1
 
 
 def test_languages_may_be_chosen(tmp_path: Path, write_jsonl: Any) -> None:

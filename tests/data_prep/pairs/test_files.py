@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from data_prep.corpus.decontaminate import DecontaminateConfig
 from data_prep.errors import UserError
 from data_prep.files import content_id
 from data_prep.pairs.files import PairsConfig, import_pairs
@@ -15,7 +16,8 @@ from data_prep.shards import Shards
 
 
 def _import(out: Path, *files: Path, sets: list[Path] | None = None, **config: Any) -> dict[str, int | float]:
-    settings = PairsConfig(files=[str(f) for f in files], **config)
+    removing = DecontaminateConfig(on_overlap="remove")
+    settings = PairsConfig(files=[str(f) for f in files], decontaminate=removing, **config)
     return import_pairs(settings, evaluation_sets=sets or [], out=out, progress=Progress())
 
 

@@ -223,7 +223,7 @@ def test_most_rows_refused_is_a_failure(tmp_path: Path, write_jsonl: Any) -> Non
         ("p.csv", b'query,positive\n"a,b\n', "unexpected end"),
         ("p.csv", b"query,positive\na,b\n\xff\n", "line 3: is not UTF-8"),
         ("p.csv", b"", "is empty"),
-        ("p.jsonl.gz", gzip.compress(b'{"query": "a", "positive": "b"}\n' * 999)[:-30], "cut off or damaged"),
+        ("p.jsonl.gz", gzip.compress(b'{"query": "a", "positive": "b"}\n' * 999, mtime=0)[:-30], "cut off or damaged"),
         ("p.jsonl.zst", zstandard.compress(b'{"query": "a", "positive": "b"}\n' * 9)[:-3], "cut off or damaged"),
         ("p.jsonl.zst", b"not zstd", "zstd stream is damaged"),
         ("p.json", b'[\n {"query": "a", "positive": "b"}\n]\n', "one JSON value over many lines"),
@@ -269,13 +269,16 @@ def test_texts_near_evaluation_texts_are_left_out_by_name(
     path = write_jsonl(tmp_path / "p.jsonl", rows)
     found = {"files": [str(path)], "max_refused_share": 1.0}
     counts = import_pairs(
-        PairsConfig(**found), evaluation_sets=[evaluation_set], out=tmp_path / "o", progress=Progress()
+        PairsConfig(**found, decontaminate=DecontaminateConfig(on_overlap="remove")),
+        evaluation_sets=[evaluation_set],
+        out=tmp_path / "o",
+        progress=Progress(),
     )
     assert (counts["evaluation_overlap"], counts["kept"], counts["negatives_dropped"]) == (1, 1, 1)
     assert _made(tmp_path / "o", "query", "negatives") == [("harga kedua", ["lain"])]
     sample = json.loads((tmp_path / "o" / "report.json").read_text())["left_out"]["evaluation_overlap"]["samples"][0]
     assert (sample["where"], sample["why"][:20]) == ("p.jsonl, line 1", "repeats document d1 ")
-    strict = PairsConfig(**found, decontaminate=DecontaminateConfig(on_overlap="fail"))
+    strict = PairsConfig(**found)
     with pytest.raises(UserError, match=r"line 1 repeats document d1 of .*: no evaluation text may be in training"):
         import_pairs(strict, evaluation_sets=[evaluation_set], out=tmp_path / "x", progress=Progress())
 
@@ -284,7 +287,8 @@ def test_one_leaking_positive_does_not_cost_the_others(tmp_path: Path, write_jso
     rows = [
         {"query": "harga", "pos": ["baik", "Kucing itu tidur di atas meja makan.", "elok"], "pos_scores": [3, 2, 1]}
     ]
-    config = PairsConfig(files=[str(write_jsonl(tmp_path / "p.jsonl", rows))])
+    removing = DecontaminateConfig(on_overlap="remove")
+    config = PairsConfig(files=[str(write_jsonl(tmp_path / "p.jsonl", rows))], decontaminate=removing)
     counts = import_pairs(config, evaluation_sets=[evaluation_set], out=tmp_path / "o", progress=Progress())
     assert (counts["positives_dropped"], counts["evaluation_overlap"], counts["positives"]) == (1, 0, 2)
     assert _made(tmp_path / "o", "positives", "positive_scores") == [(["baik", "elok"], [3.0, 1.0])]
