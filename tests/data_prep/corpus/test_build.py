@@ -113,7 +113,8 @@ def test_bad_settings(bad: dict[str, Any]) -> None:
 def test_real_texts(tmp_path: Path, shared_data: Path) -> None:
     sets = [shared_data / "eval_dev" / "research_title_abstract"]
     files = [str(shared_data / "corpora" / name) for name in ("forum_iium.jsonl.gz", "research_ms_id.jsonl.gz")]
-    counts = _build(tmp_path / "o", sets, files=files, max_documents_per_file=300)
+    removing = {"on_overlap": "remove"}
+    counts = _build(tmp_path / "o", sets, files=files, max_documents_per_file=300, decontaminate=removing)
     documents = Shards(tmp_path / "o", "documents")
     assert counts["kept"] == len(documents) > 500
     assert len({text_key(t) for t in documents.column("text")}) == len(documents)
