@@ -26,7 +26,7 @@ FULL = {
     "rows": 100_000,
     "dimension": 1024,
     "k": 100,
-    "queries": 4096,
+    "queries": 8192,
     "tree_queries": 24,
     "paper_queries": 4,
     "rounds": 5,

@@ -142,7 +142,7 @@ def _mapped(path: Path, dtype: str) -> NDArray[Any]:
     """A whole file as numbers, memory-mapped read-only (an empty file cannot be)."""
     import numpy as np
 
-    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype=dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if path.stat().st_size else np.empty(0, dtype=dtype)
 
 
 def _names(folder: Path, manifest: dict[str, Any]) -> dict[bytes, str]:

@@ -20,7 +20,7 @@ def test_the_real_recipe_runs_on_real_text(shared_data: Path, tmp_path: Path) ->
         "tokenizer.vocab_size": "1000",
         "mine.max_documents": "200",
         "mine.max_queries": "100",
-        "mine.positive_min_score": "0.3",
+        "mine.policy.positive_min_score": "0.3",
         "base.random.hidden": "48",
         "base.random.layers": "2",
         "truncate.layers": "1",

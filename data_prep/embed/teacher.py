@@ -37,7 +37,7 @@ class TeacherConfig(Section):
     """TF-IDF only: `svd` (latent semantic analysis) finds texts on one topic, also without a common word, and overrates
     short ones; `random` (sparse random projection) keeps the cosines of TF-IDF itself, so neighbours share rare words.
     On Malay news titles, title → article recall@1 at 512 dimensions is 0.42 with `svd`, 0.70 with `random`; cosines of
-    `random` are lower, so lower mine.positive_min_score to about 0.35."""
+    `random` are lower, so lower mine.policy.positive_min_score to about 0.35."""
     analyzer: Literal["word", "char_wb"] = "word"
     """TF-IDF only: single words, or character 3- to 5-grams inside words, which forgive spelling (forums, tweets)."""
     max_features: Annotated[int, Field(ge=2)] = 50_000

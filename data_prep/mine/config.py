@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,18 +55,6 @@ class MineConfig(Section):
     them the policy would take for negatives. Nothing is trained on them."""
     policy: Policy = Policy()
     """Which of them become positives, and which negatives (`[mine.policy]`)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _move(cls, given: Any) -> Any:
-        """Settings of the policy that stand in `[mine]` itself belong to `[mine.policy]`."""
-        if not isinstance(given, dict):
-            return given
-        ranks = [given.pop(name, None) for name in ("negative_first_rank", "negative_last_rank")]
-        moved = {name: given.pop(name) for name in list(given) if name in Policy.model_fields and name != "policy"}
-        if any(ranks):
-            moved["negative_ranks"] = [ranks[0] or 10, ranks[1] or 50]
-        return given | {"policy": moved | dict(given.get("policy") or {})} if moved else given
 
     @model_validator(mode="after")
     def _query_fits_views(self) -> MineConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,9 @@ validation_fraction = 0.0
 
 [mine]
 neighbors = 5
-negative_first_rank = 2
-negative_last_rank = 5
+
+[mine.policy]
+negative_ranks = [2, 5]
 
 [mine.teacher]
 dimension = 4
@@ -153,7 +155,9 @@ def test_a_bad_corpus_file_is_named(place: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_zero_pairs_after_mining(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(place, capsys, "--set", "mine.positive_min_score=0.97", "--set", "mine.duplicate_score=0.975")
+    line = refused(
+        place, capsys, "--set", "mine.policy.positive_min_score=0.97", "--set", "mine.policy.duplicate_score=0.975"
+    )
     assert "mine" in line and "positive_min_score" in line
     assert (place / "runs" / "own" / "corpus" / "stage.json").exists()
 
@@ -224,7 +228,9 @@ def test_a_full_disk_in_the_middle_of_a_stage(place: Path) -> None:
     if mounted.returncode:
         pytest.skip("mounting a tmpfs needs root")
     try:
-        rows = [{"text": f"dokumen {i} " + os.urandom(900).hex()} for i in range(2000)]
+        chance = random.Random(0)
+        words = ["".join(chance.choices("abdegiklmnoprstu", k=6)) for _ in range(250_000)]
+        rows = [{"text": " ".join(words[i : i + 125]), "lang": "ms"} for i in range(0, len(words), 125)]
         write_jsonl(place / "data" / "big.jsonl.gz", rows)
         command = [sys.executable, "-m", "launch.cli", "prep", str(place / "recipe.toml")]
         command += ["--data", str(place / "data"), "--runs", str(small)]
