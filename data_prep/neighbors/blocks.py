@@ -98,7 +98,7 @@ class Computer:
         self._shape = shape_of(
             queries.rows, corpus.rows, queries.dimension, euclidean=plan.euclidean, cuda=cuda, panel_rows=panel_rows
         )
-        affordable = int(0.3e9 * budget_gb / (8 * self._shape.width))  # two panels in memory
+        affordable = int(0.2e9 * budget_gb / (8 * self._shape.width))  # two panels in memory
         if self._shape.panel > affordable:
             self._shape = replace(self._shape, panel=max(1, affordable // self._shape.columns) * self._shape.columns)
         self._rows = self._rows_that_fit(budget_gb, 1 if cuda else torch.get_num_threads())
@@ -111,11 +111,11 @@ class Computer:
         shape, plan = self._shape, self._plan
         fixed = 8 * shape.panel * shape.width + threads * shape.rows * shape.columns * (4 if self._compiled else 24)
         row = 4 * shape.width + 4 * plan.bins + 8 * plan.k + 12 * room_of(plan.k) + 64
-        tiles = int((0.7 * budget_gb * 1e9 - fixed) / (row * shape.rows))
+        tiles = int((0.45 * budget_gb * 1e9 - fixed) / (row * shape.rows))
         if tiles < 1:
             raise UserError(
                 f"a memory budget of {budget_gb:g} GB",
-                f"must be at least {math.ceil((fixed + row * shape.rows) / 0.7e7) / 100:g} GB for these vectors",
+                f"must be at least {math.ceil((fixed + row * shape.rows) / 0.45e7) / 100:g} GB for these vectors",
                 "raise the budget",
             )
         return tiles * shape.rows
