@@ -169,3 +169,29 @@ def test_all_ways_of_embedding_agree_and_the_cache_saves_what_it_knows() -> None
     sizes = [int(found[1].replace(",", "")) for found in re.finditer(r"\| ([\d,]+) \| [\d.]+ \|\n", page)]
     as_json, whole, ours = sizes[:3]
     assert ours < 2100 < whole == 4096 and as_json > 10 * ours
+
+
+@pytest.mark.slow
+def test_near_copies_are_found_and_nothing_else() -> None:
+    found = re.findall(r"rumpun .* recall ([\d.]+)  precision ([\d.]+)", _run("benchmarks/near_dedup.py", "--quick"))
+    assert len(found) == 2 and all(float(r) > 0.93 and float(p) > 0.98 for r, p in found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("openai") is None, reason="the client of endpoints needs openai")
+def test_requests_that_were_answered_are_not_sent_again() -> None:
+    page = _run("benchmarks/synth_endpoint.py", "--quick")
+    rates = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert [int(concurrency) for concurrency, _, _ in rates] == [1, 4, 16]
+    assert "The same requests again, out of the log:" in page
+
+
+@pytest.mark.slow
+def test_policies_are_mined_trained_and_scored_alike(tmp_path: Path) -> None:
+    policies = ["positive-aware", "paper"]
+    page = _run(
+        "benchmarks/mining_policies.py", "--quick", "--work", str(tmp_path / "w"), "--out", str(tmp_path / "page.md"),
+        "--policies", *policies,
+    )  # fmt: skip
+    for policy in policies:
+        assert f"| {policy} " in page, page
