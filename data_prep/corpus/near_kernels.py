@@ -6,11 +6,12 @@ Nothing compiled in another file is called here: numba's cache of compiled code 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from data_prep.compiled import compiled, inlined
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore
+
+@inlined
 def _mix(value: np.uint64) -> np.uint64:
     """Spread a 64-bit value over all its bits (the finaliser of SplitMix64, a bijection)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -18,7 +19,7 @@ def _mix(value: np.uint64) -> np.uint64:
     return value ^ (value >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def band_hashes(signatures: NDArray[np.uint32], bands: int, rows: int) -> NDArray[np.uint64]:
     """The hash of every band of every signature, uint64 [n, bands]; the same values in two bands differ."""
     out = np.empty((len(signatures), bands), np.uint64)
@@ -31,7 +32,7 @@ def band_hashes(signatures: NDArray[np.uint32], bands: int, rows: int) -> NDArra
     return out
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def keep_first(
     rows: NDArray[np.int64],
     signatures: NDArray[np.uint32],

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from data_prep.compiled import compiled, inlined
 
 U64: TypeAlias = NDArray[np.uint64]
 I64: TypeAlias = NDArray[np.int64]
@@ -17,7 +18,7 @@ I32: TypeAlias = NDArray[np.int32]
 B1: TypeAlias = NDArray[np.bool_]
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def build_table(keys: U64) -> tuple[U64, I32]:
     """An open-addressing table of distinct hashes: slots with the hash, and its number in `keys` (-1: free)."""
     size = 16
@@ -33,7 +34,7 @@ def build_table(keys: U64) -> tuple[U64, I32]:
     return slots, numbers
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore
+@inlined
 def look_up(slots: U64, numbers: I32, key: np.uint64) -> int:
     """The number of a hash in a table, -1 where it is not there."""
     mask = len(slots) - 1
@@ -45,7 +46,7 @@ def look_up(slots: U64, numbers: I32, key: np.uint64) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def covered_text(
     text: U64,
     runs: U64,
@@ -109,7 +110,7 @@ def covered_text(
     return best, best_count, first_at[best], end_at[best]
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def best_match(pattern: U64, text: U64, low: int, high: int, whole: bool) -> tuple[int, int, int]:
     """Fewest word edits between a pattern and a stretch of `text[low:high]` (all of it where `whole`).
 
@@ -142,7 +143,7 @@ def best_match(pattern: U64, text: U64, low: int, high: int, whole: bool) -> tup
     return best, best_begin, best_end
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def near_text(
     text: U64,
     pairs: U64,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from data_prep.compiled import compiled, inlined
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _BASE = np.uint64(0xD6E8FEB86659FD93)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore
+@inlined
 def _mix(value: np.uint64) -> np.uint64:
     """Spread a 64-bit value over all its bits (the finaliser of SplitMix64, a bijection)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -18,7 +19,7 @@ def _mix(value: np.uint64) -> np.uint64:
     return value ^ (value >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def cut_words(
     codes: NDArray[np.uint32], classes: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], np.uint64]:
@@ -52,7 +53,7 @@ def cut_words(
     return hashes[:count].copy(), starts[:count].copy(), ends[:count].copy(), letters
 
 
-@njit(cache=True, nogil=True)  # type: ignore
+@compiled
 def grams(hashes: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
     """Hashes of all runs of `size` words, in order (uint64 [words - size + 1], empty for a shorter text)."""
     count = len(hashes) - size + 1

@@ -9,11 +9,11 @@ the lower row. A distance enters as a negative score.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from data_prep.compiled import compiled
 
 LANES = 128
 """Partial sums of a float64 product: element i goes to sum i mod 128, then the sums are folded in halves. The order is
@@ -23,15 +23,7 @@ _STRIP = 512
 EMPTY = np.int64(np.iinfo(np.int64).max)
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled at the first call and kept on disk; where no folder can be written, compiled in every process."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba finds no folder for its cache
-        return numba.njit(nogil=True)(function)
-
-
-@_jit
+@compiled
 def exact(query: Any, row: Any, euclidean: Any, lanes: Any) -> Any:
     """The inner product, or minus the distance, of two float32 vectors: in float64, rounded once to float32."""
     for i in range(LANES):
@@ -55,7 +47,7 @@ def exact(query: Any, row: Any, euclidean: Any, lanes: Any) -> Any:
     return np.float32(total) + np.float32(0.0)  # no -0.0: it would lose ties against 0.0
 
 
-@_jit
+@compiled
 def key_of(score: Any, row: Any) -> Any:
     """The key of a float32 score and a corpus row below 2^32."""
     bits = np.int64(np.float32(score).view(np.int32))
@@ -64,7 +56,7 @@ def key_of(score: Any, row: Any) -> Any:
     return (~bits << np.int64(32)) | np.int64(row)
 
 
-@_jit
+@compiled
 def score_of(key: Any) -> Any:
     """The float32 score in a key."""
     bits = ~(key >> np.int64(32))
@@ -73,7 +65,7 @@ def score_of(key: Any) -> Any:
     return np.int32(bits).view(np.float32)
 
 
-@_jit
+@compiled
 def select(values: Any, count: Any, k: Any) -> Any:
     """The k-th largest of the first `count` values, which are reordered."""
     left, right, place = 0, count - 1, k - 1
@@ -98,7 +90,7 @@ def select(values: Any, count: Any, k: Any) -> Any:
     return values[place]
 
 
-@_jit
+@compiled
 def count(
     scores: Any,
     rows: Any,
@@ -136,14 +128,14 @@ def count(
                 bins[places[hidden - left]] -= np.uint32(1)
 
 
-@_jit
+@compiled
 def _approximate(key: Any, square: Any, euclidean: Any) -> Any:
     """A key's score on the scale of the blocks: the inner product, or q·d - |d|²/2."""
     value = np.float64(score_of(key))
     return np.float32((square - value * value) / 2) if euclidean else np.float32(value)
 
 
-@_jit
+@compiled
 def _raise_floor(i: Any, state: Any, euclidean: Any, scratch: Any) -> Any:
     """Drop what is waiting in row i and cannot be among its k best any more."""
     keys, filled, values, places, waiting, floor, slack, squares, _ = state
@@ -166,7 +158,7 @@ def _raise_floor(i: Any, state: Any, euclidean: Any, scratch: Any) -> Any:
     waiting[i] = kept
 
 
-@_jit
+@compiled
 def _merge(i: Any, state: Any, base: Any, euclidean: Any, fresh: Any, merged: Any) -> Any:
     """Put what waits in row i, whose values are exact by now, among its k best."""
     keys, filled, values, places, waiting, floor, slack, squares, _ = state
@@ -199,7 +191,7 @@ def _merge(i: Any, state: Any, base: Any, euclidean: Any, fresh: Any, merged: An
             floor[i] = edge
 
 
-@_jit
+@compiled
 def pick(
     scores: Any,
     rows: Any,
@@ -256,7 +248,7 @@ def pick(
         waiting[i] = n
 
 
-@_jit
+@compiled
 def settle(rows: Any, base: Any, queries: Any, panel: Any, dimension: Any, euclidean: Any, state: Any) -> Any:
     """Score all that waits exactly and merge it; in the order of the panel, which is read once that way."""
     keys, _, values, places, waiting, _, _, _, _ = state
@@ -285,7 +277,7 @@ def settle(rows: Any, base: Any, queries: Any, panel: Any, dimension: Any, eucli
         _merge(i, state, base, euclidean, fresh, merged)
 
 
-@_jit
+@compiled
 def pairs(queries: Any, corpus: Any, left: Any, right: Any, euclidean: Any, out: Any) -> Any:
     """out [m] = exact score of query left[m] and corpus row right[m]."""
     lanes = np.empty(LANES, dtype=np.float64)
@@ -293,7 +285,7 @@ def pairs(queries: Any, corpus: Any, left: Any, right: Any, euclidean: Any, out:
         out[m] = exact(queries[left[m]], corpus[right[m]], euclidean, lanes)
 
 
-@_jit
+@compiled
 def mix(value: Any) -> Any:
     """splitmix64's finaliser (Steele, Lea, Flood 2014): spreads 64 bits over 64 bits."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -301,7 +293,7 @@ def mix(value: Any) -> Any:
     return value ^ (value >> np.uint64(31))
 
 
-@_jit
+@compiled
 def draw(
     scores: Any,
     rows: Any,
