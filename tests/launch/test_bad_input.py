@@ -240,3 +240,30 @@ def test_a_full_disk_in_the_middle_of_a_stage(place: Path) -> None:
         assert not list(small.glob("own/.building/*")) and not (small / "own" / "corpus").exists()
     finally:
         subprocess.run(["umount", str(small)], check=False)
+
+
+ANSWER = (
+    "Bayaran bantuan banjir sebanyak seribu ringgit dibuat kepada setiap keluarga yang terjejas di Kelantan melalui "
+    "pejabat daerah masing-masing sebelum hujung bulan ini."
+)
+PLANTED = {
+    "exact": ANSWER,
+    "re-cased": ANSWER.upper(),
+    "re-spaced": ANSWER.replace(" ", "   "),
+    "near": " ".join("lain" if i % 5 == 4 else word for i, word in enumerate(ANSWER.split())),
+}
+
+
+@pytest.mark.parametrize("how", PLANTED)
+def test_evaluation_text_in_the_corpus_ends_the_run_and_is_named(
+    how: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(place / "data" / "set" / "corpus.jsonl", [{"_id": "d", "text": ANSWER}])
+    write_jsonl(place / "data" / "b.jsonl", [{"text": "satu dokumen lain tentang harga ikan"}, {"text": PLANTED[how]}])
+    line = refused(place, capsys, command="prep")
+    assert "of b repeats document d of set" in line and "1 of 32 documents repeat evaluation texts" in line
+    assert 'corpus.decontaminate.on_overlap = "remove"' in line
+    code, err = rumpun(place, capsys, "--set", "corpus.decontaminate.on_overlap=remove", command="prep")
+    assert code == 0, err
+    report = json.loads((place / "runs" / "own" / "corpus" / "report.json").read_text())
+    assert report["counts"]["evaluation_overlap"] == 1 and report["counts"]["kept"] == 31
