@@ -118,6 +118,11 @@ class Binding:
         """Who computes the parts of data stages."""
         return make_fanout(self.recipe.fanout)
 
+    @cached_property
+    def device_fanout(self) -> Fanout:
+        """The same for stages that embed and search, on accelerators where there are any."""
+        return make_fanout(self.recipe.fanout, devices=True)
+
     def probe_source(self) -> Literal["pairs", "mine", "synth"]:
         """The source whose pairs the probe asks: the named one, or the first that is on."""
         probe = self.recipe.truncate.probe

@@ -106,7 +106,7 @@ class Builders:
         scratch = self.at.scratch("mine")
         return mine_pairs(
             self.recipe.mine, documents=self.run / "corpus", out=out, seed=self.seed, progress=progress,
-            fanout=self.at.fanout, scratch=scratch, cache=self.at.cache("vectors"),
+            fanout=self.at.device_fanout, scratch=scratch, cache=self.at.cache("vectors"),
             labelled=self._audit_pairs(scratch, progress),
         )  # fmt: skip
 
@@ -129,7 +129,7 @@ class Builders:
         assert self.recipe.synth is not None
         return synthesize_pairs(
             self.at.filled(self.recipe.synth), documents=self.run / "corpus", out=out, seed=self.seed,
-            progress=progress, evaluation_sets=self.at.all_sets(), fanout=self.at.fanout,
+            progress=progress, evaluation_sets=self.at.all_sets(), fanout=self.at.device_fanout,
             scratch=self.at.scratch("synth"), cache=self.at.cache("synth"),
         )  # fmt: skip
 

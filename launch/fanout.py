@@ -23,6 +23,7 @@ from data_prep.errors import UserError
 from data_prep.fanout import Fanout, Part, Result, Serial, finished, record_of, result_of
 from data_prep.progress import Progress
 
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _REPO = Path(__file__).resolve().parent.parent
 
 
@@ -49,13 +50,31 @@ class FanoutConfig(Section):
     """slurm only: tasks in one array; more parts share tasks. Below the cluster's MaxArraySize (often 1001)."""
 
 
-def make_fanout(config: FanoutConfig) -> Fanout:
-    """The fan-out that a recipe asks for."""
+def make_fanout(config: FanoutConfig, *, devices: bool = False) -> Fanout:
+    """The fan-out that a recipe asks for.
+
+    Args:
+        devices: whether the parts use an accelerator: then this machine computes one part on each GPU it has, and
+            each process sees its own alone.
+    """
     if config.kind == "slurm":
         from launch.fanout_array import ArrayFanout
 
         return ArrayFanout(config)
-    return LocalFanout(config.workers or len(os.sched_getaffinity(0)), threads=config.threads_per_worker)
+    workers = config.workers or len(os.sched_getaffinity(0))
+    gpus = visible_gpus() if devices else []
+    return LocalFanout(min(workers, len(gpus)) if gpus else workers, threads=config.threads_per_worker, gpus=gpus)
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs of this machine that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [device.strip() for device in named.split(",") if device.strip() not in ("", "-1")]
+    try:
+        return [str(number) for number, _ in enumerate(_GPUS.iterdir())]
+    except OSError:
+        return []
 
 
 class LocalFanout:
@@ -63,10 +82,11 @@ class LocalFanout:
 
     Args:
         workers: processes at most. threads: OpenMP threads of each.
+        gpus: the devices that the processes share out; empty leaves them what this process sees.
     """
 
-    def __init__(self, workers: int, *, threads: int = 1) -> None:
-        self.workers, self._threads = workers, threads
+    def __init__(self, workers: int, *, threads: int = 1, gpus: Sequence[str] = ()) -> None:
+        self.workers, self._threads, self._gpus = workers, threads, list(gpus)
 
     def map(
         self, function: str, parts: Sequence[Part], *, scratch: Path, label: str, progress: Progress
@@ -82,7 +102,10 @@ class LocalFanout:
             json.dumps({"function": function, "part": dict(parts[n]), "record": str(records[n])}, ensure_ascii=False)
             for n in todo
         ]
-        pool = [_Worker(self._threads) for _ in range(min(self.workers, len(todo)))]
+        pool = [
+            _Worker(self._threads, gpu=self._gpus[n % len(self._gpus)] if self._gpus else None)
+            for n in range(min(self.workers, len(todo)))
+        ]
         try:
             self._work(pool, lines, [records[n] for n in todo], function, label, progress)
         finally:
@@ -124,8 +147,10 @@ class LocalFanout:
 class _Worker:
     """One process of launch/part_worker.py; `busy` is the number of the part it computes."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, gpu: str | None = None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment["PYTHONPATH"] = os.pathsep.join([str(_REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "launch.part_worker"],

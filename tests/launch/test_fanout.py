@@ -33,7 +33,8 @@ def work(number, log, how=""):
     if how == "slow":
         time.sleep(30)
     print("a part may print")
-    return {"square": number * number, "pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    told = {"threads": os.environ.get("OMP_NUM_THREADS"), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    return {"square": number * number, "pid": os.getpid(), **told}
 """
 
 
@@ -119,6 +120,21 @@ def test_workers_end_with_their_parent(tmp_path: Path, log: str) -> None:
     while any("State:\tZ" not in _status(Path(f"/proc/{pid}")) for pid in workers if _status(Path(f"/proc/{pid}"))):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_processes_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    fanout = make_fanout(FanoutConfig(workers=8), devices=True)
+    assert fanout.workers == 2 and make_fanout(FanoutConfig(workers=8)).workers == 8
+    results = compute(fanout, tmp_path, [{"number": n, "log": log} for n in range(4)])
+    assert {r["gpu"] for r in results} == {"5", "7"}
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert make_fanout(FanoutConfig(workers=3), devices=True).workers == 3
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (tmp_path / "gpus" / "0000:01").mkdir(parents=True)
+    monkeypatch.setattr("launch.fanout._GPUS", tmp_path / "gpus")
+    assert make_fanout(FanoutConfig(workers=8), devices=True).workers == 1
 
 
 def _status(process: Path) -> str:
