@@ -253,11 +253,11 @@ def test_repeated_ids_are_found_across_parts(tmp_path: Path, monkeypatch: pytest
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from data_prep.corpus import gather
+from data_prep.corpus import writer
 from data_prep.corpus.config import CorpusConfig
 from data_prep.corpus.cut import plan_parts
 from data_prep.corpus.part import clean_part
-gather._MOST_CHARACTERS = 2_000_000
+writer._MOST_CHARACTERS = 2_000_000
 off = {"enabled": False}
 config = CorpusConfig.model_validate({"files": [sys.argv[1]], "near": off, "private": off, "quality": off})
 pieces = plan_parts(config)[0]
