@@ -63,7 +63,7 @@ class Plan(Binding):
             )  # fmt: skip
         if mine := recipe.mine:
             add(
-                "mine", (*made, "corpus"), {"mine": mine.model_dump(mode="json"), "seed": seed}, made_by.mine,
+                "mine", ("corpus", *made), {"mine": mine.model_dump(mode="json"), "seed": seed}, made_by.mine,
                 external=lambda: self.outside(mine.audit_pairs, "mine.audit_pairs"),
             )  # fmt: skip
         if recipe.synth:
