@@ -66,7 +66,11 @@ def finished(record: Path) -> Result | None:
 
 
 def run_part(function: str, part: Part, record: Path) -> None:
-    """Compute one part and record its result, or how it failed. Never raises for a failure of the part."""
+    """Compute one part and record its result, or how it failed. Never raises for a failure of the part.
+
+    Raises:
+        UserError: the record itself cannot be written (a full disk).
+    """
     record.parent.mkdir(parents=True, exist_ok=True)
     try:
         module, _, name = function.partition(":")

@@ -10,6 +10,7 @@ are dropped, and counted.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,8 @@ from pydantic import Field
 from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.progress import Progress
-from data_prep.shards import Shards, ShardWriter
+from data_prep.shards import ShardWriter
+from data_prep.text_store import build_text_store
 from data_prep.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -155,7 +157,14 @@ def in_validation(document_id: str, fraction: float) -> bool:
 
 
 def build_tokens(
-    config: TokensConfig, *, documents: Path, tokenizer: Path, out: Path, seed: int, progress: Progress
+    config: TokensConfig,
+    *,
+    documents: Path,
+    tokenizer: Path,
+    out: Path,
+    seed: int,
+    progress: Progress,
+    scratch: Path | None = None,
 ) -> dict[str, int | float]:
     """Tokenise and pack; write shard folders of kind `tokens` to `out/train` and `out/validation`.
 
@@ -163,6 +172,7 @@ def build_tokens(
         documents: a shard folder of kind `documents`.
         tokenizer: a tokenizer folder; each document is encoded with its special tokens.
         seed: orders the documents, so that sources mix.
+        scratch: where the texts lie for random access meanwhile; None takes a folder in `out` and removes it.
 
     Returns:
         Counts: documents, characters, tokens (all encoded), train_rows, train_tokens, train_documents,
@@ -172,16 +182,15 @@ def build_tokens(
         UserError: fewer tokens than one row in training, or in validation where `validation_fraction` is above 0.
     """
     import numpy as np
-    import pyarrow as pa
 
-    shards = Shards(documents, "documents")
+    place = scratch or out / ".scratch"
+    store = build_text_store(documents, place / "texts", progress=progress)
     encoder = load_tokenizer(tokenizer).backend_tokenizer
     encoder.no_truncation()
     encoder.no_padding()
     encoder.encode_special_tokens = True  # a text that spells "<eos>" is text, not the end of a document
-    order = np.random.default_rng(seed).permutation(len(shards))[: config.max_documents]
-    held_out = np.fromiter((in_validation(i, config.validation_fraction) for i in shards.column("id")), dtype=bool)
-    texts, sources = shards.table().column("text"), shards.table().column("source")
+    order = np.random.default_rng(seed).permutation(len(store))[: config.max_documents]
+    held_out = np.fromiter((in_validation(store.id(n), config.validation_fraction) for n in range(len(store))), bool)
     characters = tokens = 0
     with (
         progress.work("tokenise"),
@@ -192,16 +201,18 @@ def build_tokens(
         progress.begin("tokenise", len(order), "documents")
         for start in range(0, len(order), config.batch_documents):
             rows = order[start : start + config.batch_documents]
-            batch = texts.take(pa.array(rows)).to_pylist()
+            batch = store.texts(rows)
             encoded = [e.ids for e in encoder.encode_batch_fast(batch)]
             characters += sum(map(len, batch))
             tokens += sum(map(len, encoded))
             train.add([ids for ids, row in zip(encoded, rows, strict=True) if not held_out[row]])
             apart = [n for n, row in enumerate(rows) if held_out[row]]
-            validation.add([encoded[n] for n in apart], sources.take(pa.array(rows[apart])).to_pylist())
+            validation.add([encoded[n] for n in apart], [store.source(int(row)) for row in rows[apart]])
             progress.advance(len(rows))
         validation.finish()
         _require_rows(config, train, validation)
+    if scratch is None:
+        shutil.rmtree(place, ignore_errors=True)
     return {
         "documents": len(order),
         "characters": characters,

@@ -64,15 +64,17 @@ class Binding:
         """Files from outside the run that the patterns name; a made corpus counts as the generate stage instead."""
         from data_prep.files import expand
 
-        named = [p for p in patterns if not p.startswith("datasets:")]  # a Hub data set is no file of this machine
-        return [] if self.made_here(named) or not named else expand(self._fill(named), what=what)
+        # a Hub data set is no file of this machine
+        named = [p for p in patterns if not p.startswith("datasets:") and not self.made_here([p])]
+        return expand(self._fill(named), what=what) if named else []
 
     def set_files(self) -> list[Path]:
         """Files of the evaluation sets that come from outside the run."""
-        patterns = self.recipe.eval.sets
-        if self.made_here(patterns):
-            return []
-        return [f for folder in self.sets() for f in sorted(folder.iterdir()) if f.suffix in (".gz", ".jsonl", ".tsv")]
+        from data_prep.evaluation_sets import find_sets
+
+        own = [pattern for pattern in self.recipe.eval.sets if not self.made_here([pattern])]
+        folders = find_sets(self._fill(own)) if own else []
+        return [f for folder in folders for f in sorted(folder.iterdir()) if f.suffix in (".gz", ".jsonl", ".tsv")]
 
     def all_sets(self) -> list[Path]:
         """The folders of all evaluation sets, with the one that the run makes of its held-out documents."""
@@ -87,11 +89,24 @@ class Binding:
 
     def base_files(self) -> list[Path]:
         """Files of a base that is a local folder."""
-        model = self.recipe.base.model
-        folder = Path(model).expanduser() if model else None
-        if folder is None or not folder.is_dir():
+        return model_files(self.recipe.base.model)
+
+    def teacher_files(self) -> list[Path]:
+        """Files of the models that mining asks, where they are local folders."""
+        mine = self.recipe.mine
+        if mine is None:
             return []
-        return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".model"))
+        named = [t.model for t in (mine.teacher, mine.second_teacher) if t is not None]
+        named.append(mine.cross_encoder.model if mine.cross_encoder else None)
+        return [path for name in named for path in model_files(name)]
+
+    def synth_files(self) -> list[Path]:
+        """Files of the models that synthesis asks, where they are local folders."""
+        synth = self.recipe.synth
+        if synth is None:
+            return []
+        named = [synth.teacher.model, synth.chunks.tokenizer if synth.chunks else None]
+        return [path for name in named for path in model_files(name)]
 
     def pair_sources(self) -> list[str]:
         """The stages whose pairs finetuning takes."""
@@ -144,3 +159,12 @@ class Binding:
         """The kept layers where they are no prefix of the base; the probe's own depths tell of all others."""
         layers = self.recipe.truncate.layers
         return None if isinstance(layers, int) or layers == list(range(len(layers))) else layers
+
+
+def model_files(name: str | None) -> list[Path]:
+    """The files of a model that is a local folder, its modules' folders included; none where it is an id."""
+    folder = Path(name).expanduser() if name else None
+    if folder is None or not folder.is_dir():
+        return []
+    found = [*folder.iterdir(), *folder.glob("*/*")]
+    return sorted(f for f in found if f.is_file() and f.suffix in (".json", ".safetensors", ".model", ".txt"))

@@ -86,7 +86,7 @@ class Builders:
 
         return build_tokens(
             self.recipe.tokens, documents=self.run / "corpus", tokenizer=self.run / "tokenizer", out=out,
-            seed=self.seed, progress=progress,
+            seed=self.seed, progress=progress, scratch=self.at.scratch("tokens"),
         )  # fmt: skip
 
     def pairs(self, out: Path, progress: Progress) -> Counts:

@@ -133,8 +133,11 @@ class LocalFanout:
                     worker = key.data
                     number = worker.busy
                     assert number is not None
-                    if not worker.output.readline():
+                    line = worker.output.readline()
+                    if not line:
                         raise worker.died(label, number)
+                    if mistake := json.loads(line).get("mistake"):
+                        raise UserError(*mistake)
                     result_of(records[number], function=function)
                     progress.advance(1)
                     worker.busy = None

@@ -81,6 +81,8 @@ class ArrayFanout:
         todo = [n for n, record in enumerate(records) if finished(record) is None]
         progress.begin(label, len(parts), "parts")
         progress.advance(len(parts) - len(todo))
+        for n in todo:  # what failed the last time is tried again, not told again
+            records[n].unlink(missing_ok=True)
         if todo:
             tasks = min(len(todo), self._config.max_array_tasks)
             shares = [todo[n::tasks] for n in range(tasks)]

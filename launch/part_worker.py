@@ -17,6 +17,7 @@ from pathlib import Path
 
 def main() -> None:
     """Compute the parts that standard input names."""
+    from data_prep.errors import UserError
     from data_prep.fanout import run_part
     from launch.agent import die_with_parent
 
@@ -26,8 +27,12 @@ def main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         asked = json.loads(line)
-        run_part(asked["function"], asked["part"], Path(asked["record"]))
-        done.write("done\n")
+        told: dict[str, list[str]] = {}
+        try:
+            run_part(asked["function"], asked["part"], Path(asked["record"]))
+        except UserError as error:  # no room for the record: the line is all that is left to say it with
+            told = {"mistake": [error.value, error.rule, error.fix]}
+        done.write(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     pass
 
 SHARD_STAGES = ("corpus", "tokens", "pairs", "mine", "synth")
+GATES = ("gate", "gate_pairs")
 PHASE_FILES = ("metrics.jsonl", "summary.json", "tensorboard/*")
 STAGES = (
     "generate", "corpus", "held_out", "tokenizer", "tokens", "pairs", "mine", "synth", "gate", "gate_pairs",
@@ -37,6 +38,8 @@ class Plan(Binding):
         pair_sources = tuple(self.pair_sources())
         held_out = ("held_out",) if recipe.corpus.held_out else ()
         sets = recipe.eval.sets
+        cleaning = recipe.corpus.model_dump(include={"decontaminate", "private"})
+        measures = {"sets": sets, "corpus": cleaning}
         split = {"seed": seed} if held_out else {}
         found: list[Stage] = []
         made_by = Builders(self)
@@ -53,7 +56,7 @@ class Plan(Binding):
             external=lambda: [*self.outside(recipe.corpus.files, "corpus.files"), *self.set_files()],
         )  # fmt: skip
         if held_out:
-            add("held_out", ("corpus",), {"seed": seed}, made_by.held_out)
+            add("held_out", ("corpus",), {"seed": seed, **measures}, made_by.held_out)
         add("tokenizer", ("corpus",), {"tokenizer": recipe.tokenizer.model_dump()}, made_by.tokenizer)
         add("tokens", ("corpus", "tokenizer"), {"tokens": recipe.tokens.model_dump(), "seed": seed}, made_by.tokens)
         if pairs := recipe.pairs:
@@ -64,14 +67,14 @@ class Plan(Binding):
         if mine := recipe.mine:
             add(
                 "mine", ("corpus", *made), {"mine": mine.model_dump(mode="json"), "seed": seed}, made_by.mine,
-                external=lambda: self.outside(mine.audit_pairs, "mine.audit_pairs"),
+                external=lambda: [*self.outside(mine.audit_pairs, "mine.audit_pairs"), *self.teacher_files()],
             )  # fmt: skip
         if recipe.synth:
-            asked = {"synth": recipe.synth.model_dump(mode="json"), "sets": sets, "seed": seed} | self.prompts()
+            asked = {"synth": recipe.synth.model_dump(mode="json"), **measures, "seed": seed, **self.prompts()}
             add(
-                "synth", ("corpus", *held_out), asked, made_by.synth, external=self.set_files,
+                "synth", ("corpus", *made, *held_out), asked, made_by.synth,
+                external=lambda: [*self.set_files(), *self.synth_files()],
             )  # fmt: skip
-        measures = {"sets": sets, "corpus": recipe.corpus.model_dump(include={"decontaminate", "private"})}
         # a gate lets through or fails: what follows does not depend on what the proof says; and pretraining does not
         # wait for pairs
         for name, guarded, gate in (

@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from data_prep.files import disk_errors, read_json, write_atomically, write_json
 from launch.binding import PLACEHOLDER
 from launch.lock import RunLock
-from launch.pipeline import STAGES, Plan
+from launch.pipeline import GATES, STAGES, Plan
 from launch.stages import Stage, Workshop, following, leading
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def walk(
             forced = following(stages, choice.start)
         elif choice.force:
             forced = {choice.only} if choice.only else set(wanted)
+        if choice.only:
+            _gates_are_closed(workshop, stages, chosen[0])
         for number, stage in enumerate(chosen, start=1):
             verdict = workshop.judge(stage)
             reason = verdict.reason or ("asked for" if stage.name in forced else None)
@@ -178,6 +180,22 @@ def walk(
             outcome.work_s += sum(record["work_s"].values())
     outcome.wall_s = time.perf_counter() - started
     return outcome
+
+
+def _gates_are_closed(workshop: Workshop, stages: Sequence[Stage], stage: Stage) -> None:
+    """Raises `UserError` where a stage would train on text that its gate has not seen as it is now.
+
+    What a gate writes does not depend on what it reads, so nothing after it would notice.
+    """
+    for gate in stages:
+        if gate.name in GATES and gate.name in stage.needs and workshop.record(gate.name) is not None:
+            reason = workshop.judge(gate).reason
+            if reason is not None:
+                raise UserError(
+                    f"stage {stage.name}",
+                    f"needs {gate.name}, which is not up to date ({reason})",
+                    f"run --only {gate.name} first, or run without --only",
+                )
 
 
 def _wanted(stages: Sequence[Stage], choice: Choice) -> set[str]:

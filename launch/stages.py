@@ -167,7 +167,8 @@ class Workshop:
                 "version": stage.version,
                 "config": stage.config,
                 "inputs": inputs,
-                "external": [[Path(p).name, e["sha256"]] for p, e in external.items()],
+                # the folder's name counts: files of evaluation sets are all named alike
+                "external": [[f"{Path(p).parent.name}/{Path(p).name}", e["sha256"]] for p, e in external.items()],
             }
         )
         if old is None:

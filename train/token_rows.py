@@ -36,7 +36,9 @@ class TokenRows:
         self.fingerprint = shards.fingerprint
         table = shards.table()
         flat = [c.flatten().to_numpy() for c in table.column("input_ids").chunks]
-        self.ids: NDArray[np.int32] = np.concatenate(flat or [np.empty(0, np.int32)]).reshape(len(shards), -1)
+        self.ids: NDArray[np.int32] = np.concatenate(flat or [np.empty(0, np.int32)]).reshape(
+            len(shards), -1 if len(shards) else 0
+        )
         starts = [c.flatten().to_numpy() for c in table.column("document_starts").chunks]
         counts = [c.value_lengths().to_numpy() for c in table.column("document_starts").chunks]
         self._starts = np.concatenate(starts or [np.empty(0, np.int32)])

@@ -7,7 +7,9 @@ whoever computes them.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,11 +43,15 @@ _MORE = 1.5
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when all is in it."""
-    beside = folder.with_name(f".{folder.name}.tmp")
-    for old in (beside, folder):  # what a killed run left
-        shutil.rmtree(old, ignore_errors=True)
+    # a task that outlived its run may write the same part: each has a place of its own until it is whole
+    beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     yield beside
+    if folder.exists():  # of a run that was killed before it took note, or of such a task
+        former = beside.with_suffix(".old")
+        folder.rename(former)
+        shutil.rmtree(former, ignore_errors=True)
     beside.rename(folder)
 
 

@@ -166,3 +166,32 @@ def test_scratch_outlives_a_failure_and_serves_only_the_same_key(source: Path) -
             workshop.build(made, workshop.judge(made), Progress())
     assert seen == [[], ["part-1"], [], ["part-1"]]
     assert sorted(p.name for p in run.iterdir()) == ["slow"]  # nothing is left beside the finished stage
+
+
+def test_the_folder_of_a_file_from_outside_counts(source: Path) -> None:
+    bring_up_to_date(graph(source), source.parent / "run")
+    elsewhere = source.parent / "renamed"
+    elsewhere.mkdir()
+    moved = source.rename(elsewhere / source.name)
+    again = graph(source)[0]
+    here = Stage(again.name, 1, (), {}, again.build, volatile=("*.log",), external=lambda: [moved])
+    assert Workshop(source.parent / "run").judge(here).reason is not None
+
+
+def test_a_stage_does_not_train_past_a_gate_that_saw_other_text(source: Path) -> None:
+    from launch.runner import _gates_are_closed
+
+    def build(out: Path, progress: Progress) -> dict[str, int]:
+        (out / "proof").write_text("fine")
+        return {}
+
+    gate = Stage("gate", 1, (), {}, build, external=lambda: [source], volatile=("*",))
+    trained = Stage("pretrain", 1, ("gate",), {}, build)
+    run = source.parent / "run"
+    bring_up_to_date([gate, trained], run)
+    _gates_are_closed(Workshop(run), [gate, trained], trained)
+    source.write_text("other text")
+    assert bring_up_to_date([trained], run) == []  # its key cannot tell
+    with pytest.raises(UserError, match=r"stage pretrain: needs gate, which is not up to date \(files outside"):
+        _gates_are_closed(Workshop(run), [gate, trained], trained)
+    _gates_are_closed(Workshop(run), [gate, trained], gate)

@@ -382,3 +382,27 @@ def test_the_copies_are_found_anew_when_their_settings_change(tmp_path: Path) ->
     assert exact["near_duplicates"] == 0 < near["near_duplicates"] and exact["kept"] > near["kept"]
     write_json(tmp_path / "o-scratch" / "copies.json", "half done")
     assert build(tmp_path / "o", files) == near
+
+
+def test_two_writers_of_one_part_do_not_meet(tmp_path: Path) -> None:
+    """A task that outlived its run ends after the one that took its place, and the part is whole all the same."""
+    code = """
+import sys
+from pathlib import Path
+from data_prep.corpus.part import whole_folder
+with whole_folder(Path(sys.argv[1])) as place:
+    (place / "a").write_text("whole")
+    print("in", flush=True)
+    sys.stdin.readline()
+    (place / "b").write_text("whole")
+"""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, str(tmp_path / "part")]
+    writers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "in\n"
+    for writer in writers:
+        writer.communicate("go\n", timeout=60)
+        assert writer.returncode == 0
+        assert sorted(p.name for p in (tmp_path / "part").iterdir()) == ["a", "b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["part"]
