@@ -50,7 +50,10 @@ def _section(title: str, sentences: Iterable[str], **blocks: Any) -> dict[str, A
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> dict[str, Any]:
-    return {"title": title, "head": list(head), "rows": [[_cell(value) for value in row] for row in rows]}
+    found = [list(row) for row in rows]
+    words = [any(isinstance(row[n], str) and not row[n].endswith(" %") for row in found) for n in range(len(head))]
+    cells = [[(_cell(value), text) for value, text in zip(row, words, strict=True)] for row in found]
+    return {"title": title, "head": list(zip(head, words, strict=True)), "rows": cells}
 
 
 def _cell(value: Any) -> str:

@@ -225,6 +225,9 @@ class Builders:
         )  # fmt: skip
         for line in table:
             progress.note(line)
+        for name in ("pairs", "mine", "synth"):
+            if getattr(recipe, name) and name not in on:
+                progress.note(f"{name}: made, but not named in finetune.blend, so nothing of it is trained on")
         return self._train(
             "finetune", out, progress, config=recipe.finetune.model_dump(), encoder=recipe.encoder.model_dump(),
             sources=on, model=self.run / "pretrain" / "model",

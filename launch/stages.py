@@ -91,6 +91,8 @@ def _differences(old: Any, new: Any, at: str = "") -> list[str]:
         for key in sorted(set(old) | set(new)):
             found += _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
         return found
+    if isinstance(old, dict) or isinstance(new, dict):  # a table that came or went, not its twenty values
+        return [f"{at} {'off' if old is None else 'on'} -> {'off' if new is None else 'on'}"]
     return (
         [] if old == new else [f"{at} {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}"]
     )

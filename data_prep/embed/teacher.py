@@ -74,9 +74,11 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _model_fits_kind(self) -> TeacherConfig:
         if self.kind == "sentence-transformers" and not self.model:
-            raise ValueError('mine.teacher.kind = "sentence-transformers" needs mine.teacher.model')
+            raise ValueError(
+                'kind = "sentence-transformers" needs `model`. Fix: give a Hugging Face id, a folder, or package:NAME'
+            )
         if (self.kind == "endpoint") != (self.endpoint is not None):
-            raise ValueError('mine.teacher.kind = "endpoint" and a table [mine.teacher.endpoint] need each other')
+            raise ValueError('kind = "endpoint" and a table `endpoint` need each other. Fix: give both, or neither')
         for role, prefix, name in (
             ("query", self.query_prefix, self.query_prompt),
             ("passage", self.passage_prefix, self.passage_prompt),

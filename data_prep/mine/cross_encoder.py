@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from data_prep.embed.teacher import model_path
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from data_prep.mine.select import Judge
 
 Texts = Callable[["NDArray[np.int64]"], "list[str]"]
-_STEP = 4096
+_STEP = 512
+"""Pairs between two looks at the progress (and at ^C)."""
+_CHARACTERS = 32
+"""Characters of a text for each token that is read: no word of a language is longer on average."""
 
 
 def judge_of(config: CrossEncoderConfig, queries: Texts, corpus: Texts, positives: Texts, progress: Progress) -> Judge:
@@ -32,9 +35,12 @@ def judge_of(config: CrossEncoderConfig, queries: Texts, corpus: Texts, positive
     import numpy as np
 
     model = _load(config)
+    most = _CHARACTERS * config.max_tokens
 
     def score(pairs: list[tuple[str, str]]) -> NDArray[np.float64]:
-        found = np.asarray(model.predict(pairs, batch_size=config.batch_size, show_progress_bar=False))
+        # a tokenizer makes all tokens of a long text before it cuts them: a book takes gigabytes
+        cut = [(query[:most], text[:most]) for query, text in pairs]
+        found = np.asarray(model.predict(cut, batch_size=config.batch_size, show_progress_bar=False))
         if found.ndim != 1 and found.shape[1:] != (1,):
             raise UserError(
                 f"mine.cross_encoder.model = {config.model!r}",
@@ -74,8 +80,3 @@ def _load(config: CrossEncoderConfig) -> Any:
             f"cannot be loaded ({reason})",
             "give a model folder or a Hugging Face id",
         ) from error
-
-
-def texts_of(texts: Sequence[str]) -> Texts:
-    """The texts of some rows of a list."""
-    return lambda rows: [texts[row] for row in rows.tolist()]

@@ -100,6 +100,10 @@ class SynthConfig(Section):
                     )
         if self.generator == "llm" and self.llm is None:
             raise ValueError('synth.generator = "llm" needs [synth.llm] with base_url and model')
+        if self.generator == "offline" and self.llm is not None:
+            raise ValueError(
+                '[synth.llm] is given, but synth.generator = "offline". Fix: set it to "llm", or remove the table'
+            )
         if "heading" in self.styles and self.chunks is None:
             raise ValueError("synth.styles: 'heading' needs documents that are cut. Fix: add [synth.chunks]")
         return self
