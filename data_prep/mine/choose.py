@@ -55,7 +55,7 @@ class Choice:
     spare: int
 
     def save(self, folder: Path) -> str:
-        """Write everything to a folder; returns a digest of it: what a block of it is known by."""
+        """Write everything to a folder; returns a digest of all that the rules read: what a block is known by."""
         import numpy as np
 
         self.queries.save(folder / "queries")
@@ -72,8 +72,9 @@ class Choice:
             array = np.ascontiguousarray(getattr(self, name))
             np.save(folder / f"{name}.npy", array)
             digest.update(array.data)
-        digest.update(self.queries.keys.tobytes())
-        digest.update(self.corpus.keys.tobytes())
+        known: dict[int, bytes] = {}
+        for side in (self.queries, self.corpus, self.positives):
+            digest.update(side.digest(known))
         return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ process. It can lie in a folder, where the processes that share the work open it
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,24 @@ class Side:
             told["second"] = _place(self.second, folder, "second")
         write_json(folder / "side.json", told)
 
+    def digest(self, known: dict[int, bytes]) -> bytes:
+        """Of all that the rules read: equal for equal sides.
+
+        Args:
+            known: digests of vectors by their `id()`; what several sides share is read once.
+        """
+        import numpy as np
+
+        told = hashlib.blake2b(digest_size=16)
+        for name in _ARRAYS:
+            array = getattr(self, name)
+            told.update(f"{name} {'none' if array is None else array.shape} ".encode())
+            if array is not None:
+                told.update(np.ascontiguousarray(array).data)
+        for vectors in (self.vectors, self.second):
+            told.update(b"none" if vectors is None else _digest(vectors, known))
+        return told.digest()
+
     @classmethod
     def load(cls, folder: Path) -> Side:
         """Open a saved side, memory-mapped."""
@@ -161,6 +180,27 @@ class Side:
         return cls(
             vectors=_open(told["vectors"]), second=None if told["second"] is None else _open(told["second"]), **arrays
         )
+
+
+def _digest(vectors: Vectors, known: dict[int, bytes]) -> bytes:
+    """Of the content of vectors; those in files know theirs."""
+    import numpy as np
+
+    if id(vectors) not in known:
+        told = hashlib.blake2b(f"{vectors.rows} {vectors.dimension} {vectors.normalised} ".encode(), digest_size=16)
+        if isinstance(vectors, RowsOf):
+            told.update(b"rows" + _digest(vectors.inner, known))
+            told.update(np.ascontiguousarray(vectors.numbers).data)
+        elif isinstance(vectors, Joined):
+            told.update(b"joined" + _digest(vectors.first, known) + _digest(vectors.second, known))
+        elif named := getattr(vectors, "fingerprint", None):
+            told.update(str(named).encode())
+        else:
+            step = max(1, _CELLS // max(1, vectors.dimension))
+            for start in range(0, vectors.rows, step):
+                told.update(np.ascontiguousarray(vectors.read(start, min(start + step, vectors.rows))).data)
+        known[id(vectors)] = told.digest()
+    return known[id(vectors)]
 
 
 def _place(vectors: Vectors, folder: Path, name: str) -> dict[str, Any]:

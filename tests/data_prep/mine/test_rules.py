@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import pytest
 from data_prep.embed.vectors import Vectors
 from data_prep.errors import UserError
 from data_prep.fanout import Serial
-from data_prep.mine.choose import choose_block
+from data_prep.mine.choose import Choice, choose_block
 from data_prep.mine.policy import RULES, Policy
 from data_prep.mine.select import Known, Mined
-from data_prep.mine.sides import Side
+from data_prep.mine.sides import RowsOf, Side
 from tests.data_prep.mine.random_sides import random_side
 
 LOOSE: dict[str, Any] = {
@@ -194,6 +195,38 @@ def test_a_killed_run_goes_on(
     finished = len(list((tmp_path / "killed" / "choose").glob("*.json")))
     again = mine_side(*world, policy, scratch=tmp_path / "killed")
     assert np.array_equal(whole.negatives, again.negatives) and finished == 2
+
+
+def _reversed(vectors: Vectors) -> Vectors:
+    return RowsOf(vectors, np.arange(vectors.rows)[::-1].copy())
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", ["documents", "languages", "sketches", "vectors", "second", "keys"])
+def test_a_finished_block_counts_for_the_same_facts_only(tmp_path: Path, name: str, known: bool) -> None:
+    """Every fact that a rule reads, of every side, is part of what a block is known by."""
+    side, texts = random_side(60, second=True)
+    positives = random_side(20, seed=1, second=True)[0] if known else side
+    rows = np.full((60, 1), 3)
+    more: dict[str, Any] = {
+        "policy": Policy(**LOOSE), "rows": rows, "scores": rows.astype(np.float32), "candidates": rows,
+        "candidate_scores": rows.astype(np.float32), "own_keys": side.keys, "ids": texts, "seed": 0, "spare": 0,
+    }  # fmt: skip
+
+    def digest(**sides: Side) -> str:
+        given = {"queries": side, "corpus": side, "positives": positives, **sides}
+        if not known:
+            given["positives"] = given["corpus"]
+        return Choice(**given, **more).save(tmp_path)
+
+    found = {digest(), digest()}
+    assert len(found) == 1
+    for which, whole in (("queries", side), ("corpus", side), ("positives", positives))[: 3 if known else 2]:
+        value = getattr(whole, name)
+        other = _reversed(value) if name in ("vectors", "second") else value[::-1].copy()
+        found |= {digest(**{which: replace(whole, **{name: other})}), digest(**{which: replace(whole, second=None)})}
+    sides = 3 if known else 2
+    assert len(found) == 1 + 2 * sides
 
 
 def test_a_text_may_be_used_only_so_often(world: Any, mine_side: Callable[..., Mined]) -> None:
