@@ -2,9 +2,10 @@
 
 Shards are read from front to back; mining and embedding need row 7,341,202 now. A text store is built once, by
 streaming the shards: `text` (UTF-8 bytes, one text after another) with `text.offsets` (int64, rows + 1), `id` (16 bytes
-a row), `language` (int16 codes), `source` (int32 codes) and `document` (uint64: rows of one document share it). All are
-little-endian and memory-mapped. `manifest.json` comes last, with the names behind the codes, size and SHA-256 of every
-file, and the fingerprint of the shards: a store of other shards is built anew.
+a row), `language` (int16 codes), `source` (int32 codes) and `document` (uint64: rows of one document share it). Where
+rows name a document, `name` holds the names, one after another, with `name.offsets` (int64, rows + 1; no name: no
+bytes). All are little-endian and memory-mapped. `manifest.json` comes last, with the names behind the codes, size and
+SHA-256 of every file, and the fingerprint of the shards: a store of other shards is built anew.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from data_prep.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
-_DTYPES = {"text.offsets": "<i8", "language": "<i2", "source": "<i4", "document": "<u8"}
+_DTYPES = {"text.offsets": "<i8", "name.offsets": "<i8", "language": "<i2", "source": "<i4", "document": "<u8"}
 _FLUSH = 16_384
 
 
@@ -93,6 +94,10 @@ class TextStore:
         self.source_codes: NDArray[np.int32] = _mapped(folder / "source", "<i4")
         self.documents: NDArray[np.uint64] = _mapped(folder / "document", "<u8")
         self._names = _names(folder, manifest)
+        self._document_names, self._name_offsets = None, None
+        if "name" in manifest["files"]:
+            self._document_names = _mapped(folder / "name", "u1")
+            self._name_offsets = _mapped(folder / "name.offsets", "<i8")
 
     def __len__(self) -> int:
         return self.rows
@@ -117,6 +122,17 @@ class TextStore:
     def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """The ids of the given rows, in the given order."""
         return [self.id(int(row)) for row in rows]
+
+    def document_name(self, row: int) -> str:
+        """The name of the document that a row is a part of; of a row alone its id."""
+        if self._document_names is None or self._name_offsets is None or not 0 <= row < self.rows:
+            return self.id(row)
+        name = bytes(self._document_names[self._name_offsets[row] : self._name_offsets[row + 1]])
+        return name.decode("utf-8", "surrogatepass") if name else self.id(row)
+
+    def document_names(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The names of the documents of the given rows, in the given order."""
+        return [self.document_name(int(row)) for row in rows]
 
     def language(self, row: int) -> str:
         """The language of a row."""
@@ -199,9 +215,10 @@ def _write(shards: Shards, folder: Path, progress: Progress) -> dict[str, Any]:
     languages: dict[str, int] = {}
     sources: dict[str, int] = {}
     with ExitStack() as stack:
-        text, ids, names = (_Column(folder / name, stack) for name in ("text", "id", "id.names"))
+        text, ids, names, documents = (_Column(folder / name, stack) for name in ("text", "id", "id.names", "name"))
         columns = {name: _Column(folder / name, stack) for name in _DTYPES}
-        columns["text.offsets"].write(bytes(8))
+        for offsets in ("text.offsets", "name.offsets"):
+            columns[offsets].write(bytes(8))
         waiting: dict[str, list[int]] = {name: [] for name in _DTYPES}
 
         def flush() -> None:
@@ -218,7 +235,9 @@ def _write(shards: Shards, folder: Path, progress: Progress) -> dict[str, Any]:
             ids.write(digest)
             if digest.hex() != name:
                 names.write(json.dumps(name).encode() + b"\n")
+            documents.write((row["document"] or "").encode("utf-8", "surrogatepass"))
             waiting["text.offsets"].append(text.bytes)
+            waiting["name.offsets"].append(documents.bytes)
             waiting["language"].append(languages.setdefault(row["language"] or "und", len(languages)))
             waiting["source"].append(sources.setdefault(row["source"] or "", len(sources)))
             waiting["document"].append(document_hash(row["document"] or name))
@@ -230,6 +249,12 @@ def _write(shards: Shards, folder: Path, progress: Progress) -> dict[str, Any]:
         written.append(names)
     else:
         (folder / names.name).unlink()
+    if documents.bytes:
+        written.append(documents)
+    else:  # every row is a document of its own
+        written.remove(columns["name.offsets"])
+        for column in (documents, columns["name.offsets"]):
+            (folder / column.name).unlink()
     return {
         "format": FORMAT,
         "kind": "texts",

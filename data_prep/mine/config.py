@@ -43,7 +43,8 @@ class MineConfig(Section):
     """`exact` (blocked matrix product), `kdtree` (as arXiv 2402.03053; same result, slower) or `faiss` (an extra; its
     recall against `exact` is measured). Windows of percentiles, scores or distances are always counted exactly."""
     query: Literal["document", "first_line"] = "document"
-    """What stands as the query: the whole document, or its first line (its title)."""
+    """What stands as the query: the whole document, or its first line (its title). First lines of one or two words
+    ("Sumber:") are no queries, nor are those with nothing below them."""
     max_documents: Annotated[int, Field(ge=2)] | None = None
     """Search among at most this many documents, drawn by the seed; none takes all. Time grows with its square."""
     max_queries: Annotated[int, Field(ge=1)] = 50_000

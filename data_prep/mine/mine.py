@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.corpus.keys import text_key
+from data_prep.corpus.words import words_of
 from data_prep.errors import UserError
 from data_prep.mine.audit import Audit
 from data_prep.mine.config import MineConfig
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from data_prep.fanout import Fanout
 
 _WRITE = 2048
+_TITLE_WORDS = 3
+"""A first line of fewer words is no query: documents may hold it though it is a whole evaluation text, queries not."""
 
 
 def mine_pairs(
@@ -148,11 +151,13 @@ def _queries(
     for row in rows.tolist():
         line, _, rest = pool.texts([row])[0].partition("\n")
         lines += bytes.fromhex(text_key(line))[:8]
-        titled[row] = bool(rest.strip())
+        titled[row] = bool(rest.strip()) and len(words_of(line).hashes) >= _TITLE_WORDS
     rows = np.flatnonzero(titled)
     if not len(rows):
         raise UserError(
-            f"mine.query = {config.query!r}", "leaves no query: no document has a first line and more", "use document"
+            f"mine.query = {config.query!r}",
+            "leaves no query: no document has a first line of three words and more",
+            "use document",
         )
     asked = rows[drawn_rows(len(rows), config.max_queries, [seed, 2])]
     texts = [text.partition("\n")[0] for text in pool.texts(asked)]
@@ -192,9 +197,9 @@ def _rows(
                     store.language(row),
                     positive_scores,
                     negative_scores,
-                    query_document=store.id(row),
-                    positive_documents=store.ids(positives),
-                    negative_documents=store.ids(negatives),
+                    query_document=store.document_name(row),
+                    positive_documents=store.document_names(positives),
+                    negative_documents=store.document_names(negatives),
                 ),
                 store.source(row),
             )

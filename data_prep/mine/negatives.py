@@ -1,12 +1,14 @@
 """Hard negatives for pairs that are there already: synthetic and labelled ones.
 
 Invariant: queries and positives stay as they are, in their order; negatives that a pair has come first and stay. What
-is added passes every rule of the policy against all of the pair's positives.
+is added passes every rule of the policy against all of the pair's positives. Pairs are read anew whenever their texts
+are needed: no more than a row group of them is in memory.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from data_prep.errors import UserError
 from data_prep.mine.audit import Audit
 from data_prep.mine.config import CrossEncoderConfig, MineConfig
 from data_prep.mine.mine import every_negative_vetoed
+from data_prep.mine.pair_texts import PairFacts, pair_facts
 from data_prep.mine.policy import Policy
 from data_prep.mine.prepare import Embedding, Pool, make_pool, needs_sketches
 from data_prep.mine.select import Known, Mined, Task, mine_queries
@@ -25,7 +28,7 @@ from data_prep.neighbors.search import Backend
 from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
-from data_prep.text_store import build_text_store, document_hash
+from data_prep.text_store import build_text_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,25 +76,23 @@ def add_negatives(
     )  # fmt: skip
     with progress.work("mine"):
         shards = Shards(pairs, "pairs")
-        rows = list(shards)
-        if not rows:
+        if not len(shards):
             raise UserError(str(pairs), "holds no pair", "give a folder with pairs")
         store = build_text_store(documents, place / "texts", progress=progress)
         embedding = Embedding(config, out=out, place=place, cache=cache, fanout=fanout, seed=seed, progress=progress)
         pool = make_pool(config, store, embedding, seed=seed)
-        task = _task(config, rows, pool, embedding, seed)
+        facts = pair_facts(shards)
+        task = _task(config, facts, pool, embedding, seed)
         if cross_encoder and policy.on("cross_encoder"):
-            from data_prep.mine.cross_encoder import judge_of, texts_of
+            from data_prep.mine.cross_encoder import judge_of
 
-            positives = [text for row in rows for text in row["positives"]]
-            queries = texts_of([row["query"] for row in rows])
-            task.judge = judge_of(cross_encoder, queries, pool.texts, texts_of(positives), progress)
+            task.judge = judge_of(cross_encoder, facts.queries.pick, pool.texts, facts.positives.pick, progress)
         mined = mine_queries(task, fanout=fanout, scratch=place, progress=progress)
         if policy.negatives_per_query and not (mined.negatives >= 0).any():
             raise every_negative_vetoed(mined)
         audit = Audit()
         with ShardWriter(out / "pairs", "pairs") as writer:
-            for number, row in enumerate(rows):
+            for number, row in enumerate(shards):
                 if mined.kept[number] or len(row["negatives"] or ()) >= max(1, policy.min_negatives):
                     filled = _filled(row, number, pool, mined)
                     writer.append(filled)
@@ -109,29 +110,24 @@ def add_negatives(
     return counts
 
 
-def _task(config: MineConfig, rows: list[dict[str, Any]], pool: Pool, embedding: Embedding, seed: int) -> Task:
+def _task(config: MineConfig, facts: PairFacts, pool: Pool, embedding: Embedding, seed: int) -> Task:
     """The pairs as queries with known positives."""
     import numpy as np
 
     def side(
-        texts: list[str], ids: list[str], documents: list[str | None], languages: list[str] | NDArray[np.int64],
+        texts: Sequence[str], ids: Sequence[str], documents: NDArray[np.uint64], languages: NDArray[np.int64],
         role: Role, name: str,
     ) -> Side:  # fmt: skip
         vectors: list[Vectors] = embedding.texts(texts, ids, role=role, name=name)
-        numbers = np.asarray([document_hash(d) if d else 0 for d in documents], dtype=np.uint64)
         return side_of(
-            texts, vectors[0], documents=numbers, languages=languages, sketches=needs_sketches(config),
+            texts, vectors[0], documents=documents, languages=languages, sketches=needs_sketches(config),
             second=vectors[1] if len(vectors) > 1 else None,
         )  # fmt: skip
 
-    queries = side(
-        [row["query"] for row in rows], [row["query_id"] for row in rows], [row["query_document"] for row in rows],
-        [row["language"] for row in rows], "query", "queries",
-    )  # fmt: skip
-    texts = [text for row in rows for text in row["positives"]]
-    named = [name for row in rows for name in row["positive_documents"] or [None] * len(row["positives"])]
-    ids = [name for row in rows for name in row["positive_ids"]]
-    positives = side(texts, ids, named, np.zeros(len(texts), dtype=np.int64), "passage", "positives")
+    texts = facts.positives
+    queries = side(facts.queries, facts.ids, facts.documents, facts.languages, "query", "queries")
+    unknown = np.zeros(len(texts), dtype=np.int64)
+    positives = side(texts, facts.positive_ids, facts.positive_documents, unknown, "passage", "positives")
     # where a text is in the corpus, the corpus knows its language and its document
     for some in (queries, positives):
         found = rows_of_keys(pool.side.keys, some.keys)
@@ -141,16 +137,12 @@ def _task(config: MineConfig, rows: list[dict[str, Any]], pool: Pool, embedding:
         same = rows_of_keys(pool.side.documents, some.documents)
         missing = (some.languages == 0) & (some.documents != 0) & (same >= 0)
         some.languages = np.where(missing, pool.side.languages[same], some.languages)
-    counts = [len(row["positives"]) for row in rows]
-    if 0 in counts:
-        raise UserError(
-            f"query {rows[counts.index(0)]['query'][:60]!r}", "has no positive", "remove the pair or give it one"
-        )
-    known = np.full((len(rows), max(counts)), -1, dtype=np.int64)
-    known[np.arange(max(counts)) < np.asarray(counts)[:, None]] = np.arange(len(texts))
+    counts = facts.counts
+    known = np.full((len(counts), counts.max()), -1, dtype=np.int64)
+    known[np.arange(counts.max()) < counts[:, None]] = np.arange(len(texts))
     return Task(
         policy=config.policy, queries=queries, corpus=pool.side, own=rows_of_keys(pool.side.keys, queries.keys),
-        own_keys=queries.keys, ids=[row["query_id"] for row in rows], neighbors=config.neighbors, depth=config.depth,
+        own_keys=queries.keys, ids=facts.ids, neighbors=config.neighbors, depth=config.depth,
         backend=config.backend, seed=seed, known=Known(positives, known),
     )  # fmt: skip
 
@@ -171,7 +163,7 @@ def _filled(row: dict[str, Any], number: int, pool: Pool, mined: Mined) -> dict[
         None if had else mined.negative_scores[number][there].tolist(),
         query_document=row["query_document"],
         positive_documents=row["positive_documents"],
-        negative_documents=[*(row["negative_documents"] or [None] * len(had)), *pool.store.ids(found)]
+        negative_documents=[*(row["negative_documents"] or [None] * len(had)), *pool.store.document_names(found)]
         if not had or row["negative_documents"]
         else None,
     )

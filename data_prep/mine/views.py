@@ -92,9 +92,9 @@ def view_rows(pool: Pool, views: Views, asked: NDArray[np.int64], mined: Mined) 
                     store.language(view),
                     positive_scores,
                     negative_scores,
-                    query_document=store.id(view),
-                    positive_documents=store.ids(positives),
-                    negative_documents=store.ids(negatives),
+                    query_document=store.document_name(view),
+                    positive_documents=store.document_names(positives),
+                    negative_documents=store.document_names(negatives),
                 ),
                 store.source(view),
             )

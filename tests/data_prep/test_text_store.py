@@ -52,13 +52,16 @@ def test_every_row_is_that_of_the_shards(tmp_path: Path) -> None:
     assert [store.source(n) for n in range(500)] == [row["source"] or "" for row in rows]
     assert store.lengths().tolist() == [len(row["text"].encode()) for row in rows]
     assert store.documents.tolist() == [document_hash(row["document"] or row["id"]) for row in rows]
+    names = [row["document"] or row["id"] for row in rows]
+    assert [store.document_name(n) for n in range(500)] == names and len({*names}) < 500
     picked = np.array([499, 0, 3, 3, 250])
+    assert store.document_names(picked) == [names[n] for n in picked]
     assert store.texts(picked) == [rows[n]["text"] for n in picked] and store.ids(picked)[1] == rows[0]["id"]
     assert list(store.items(10, 13)) == [(row["id"], row["text"]) for row in rows[10:13]]
     assert len(list(store.items())) == 500 == len(store.language_codes) == len(store.source_codes)
     assert store.id_digests.shape == (500, 16)
     for row in (-1, 500):
-        for ask in (store.text, store.id):
+        for ask in (store.text, store.id, store.document_name):
             with pytest.raises(IndexError):
                 ask(row)
 
@@ -68,6 +71,15 @@ def test_rows_of_one_document_share_its_hash_with_the_document_itself(tmp_path: 
     store = build_text_store(_write(tmp_path / "d", rows), tmp_path / "s", progress=Progress())
     assert store.documents[0] == store.documents[1] != store.documents[2]
     assert store.languages == ["und"]
+    assert store.document_names([0, 1, 2]) == ["d1", "d1", "y"]
+
+
+def test_no_names_take_no_room(tmp_path: Path) -> None:
+    """Also in a folder that held a store with names."""
+    for rows, there in ((_rows(50), True), ([{**row, "document": None} for row in _rows(50)], False)):
+        store = build_text_store(_write(tmp_path / "d", rows), tmp_path / "s", progress=Progress())
+        assert (tmp_path / "s" / "name").exists() == (tmp_path / "s" / "name.offsets").exists() == there
+        assert store.document_name(41) == (rows[41]["document"] if there else rows[41]["id"])
 
 
 def test_it_is_built_once_for_the_same_shards(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from data_prep.corpus.keys import text_key
 from data_prep.embed.teacher import TeacherConfig, load_teacher
 from data_prep.errors import UserError
+from data_prep.files import content_id
 from data_prep.mine.config import MineConfig
 from data_prep.mine.mine import mine_pairs
 from data_prep.mine.policy import Policy
 from data_prep.progress import Progress
-from data_prep.shards import Shards
+from data_prep.shards import Shards, ShardWriter
 
 BASE: dict[str, Any] = {
     "teacher": TeacherConfig(dimension=12),
@@ -98,6 +99,23 @@ def test_same_seed_same_bytes_and_the_backends_agree(corpus: Path) -> None:
     assert (corpus / "a" / "audit.json").read_bytes() == (corpus / "b" / "audit.json").read_bytes()
 
 
+def test_rows_name_the_documents_that_their_texts_are_parts_of(tmp_path: Path, topics: Any) -> None:
+    with ShardWriter(tmp_path / "documents", "documents") as writer:
+        for number, text in enumerate(topics(160)):
+            document = f"d{number % 40}" if number % 5 else None
+            row = {"id": content_id(text), "text": text, "source": "test", "language": "ms"}
+            writer.append({**row, "document": document})
+    _mine(tmp_path)
+    name = {row["text"]: row["document"] or row["id"] for row in Shards(tmp_path / "documents", "documents")}
+    rows = list(Shards(tmp_path / "mine" / "pairs", "pairs"))
+    assert any(row["negatives"] for row in rows) and any(row["query_document"].startswith("d") for row in rows)
+    for row in rows:
+        assert row["query_document"] == name[row["query"]]
+        for side in ("positive", "negative"):
+            assert row[f"{side}_documents"] == [name[text] for text in row[f"{side}s"]]
+        assert not {row["query_document"], *row["positive_documents"]} & {*row["negative_documents"]}
+
+
 @pytest.mark.parametrize("ranks", [True, False])
 def test_first_line_as_query(corpus: Path, ranks: bool) -> None:
     window = {} if ranks else {"negative_percentiles": [50.0, 100.0], "negative_ranks": None}
@@ -110,6 +128,20 @@ def test_first_line_as_query(corpus: Path, ranks: bool) -> None:
         text for row in rows for text in (*row["positives"], *row["negatives"]) if text.startswith(row["query"] + "\n")
     ]
     assert others == [] and counts["skipped_same_text"] > 0
+
+
+def test_first_lines_of_a_word_or_two_are_no_queries(tmp_path: Path, write_documents: Any, topics: Any) -> None:
+    """They may stand in a document though they are a whole evaluation query; as a query they would fail the run."""
+    texts = topics(160)
+    for number in range(0, 80, 2):
+        texts[number] = f"{('Sumber:', 'Harga minyak')[number % 4 // 2]}\n{texts[number].partition(chr(10))[2]}"
+    write_documents(tmp_path / "documents", texts)
+    counts = _mine(tmp_path, query="first_line", positive_min_score=0.2)
+    rows = list(Shards(tmp_path / "mine" / "pairs", "pairs"))
+    assert counts["queries"] == 120 and all(len(row["query"].split()) >= 3 for row in rows)
+    write_documents(tmp_path / "short" / "documents", [f"Sumber:\n{text}" for text in topics(60)])
+    with pytest.raises(UserError, match="leaves no query: no document has a first line of three words"):
+        _mine(tmp_path / "short", query="first_line")
 
 
 def test_caps(corpus: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_prep.corpus.keys import text_key
 from data_prep.embed.teacher import TeacherConfig, load_teacher
@@ -17,10 +20,13 @@ from data_prep.mine.config import CrossEncoderConfig, MineConfig
 from data_prep.mine.false_negatives import wilson
 from data_prep.mine.mine import mine_pairs
 from data_prep.mine.negatives import add_negatives
+from data_prep.mine.pair_texts import pair_facts
 from data_prep.mine.policy import RULES, Policy
+from data_prep.mine.select import mine_queries
 from data_prep.pairs.row import pair_row
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
+from data_prep.text_store import document_hash
 
 TEACHER = TeacherConfig(dimension=12)
 NEAR: dict[str, Any] = {
@@ -81,11 +87,59 @@ def test_pairs_keep_what_they_have_and_get_negatives(place: Path) -> None:
         order = [documents[n] for n in np.argsort(-scores, kind="stable")[:40]]
         wanted = [d["text"] for d in order if d["document"] not in own and d["text"] not in old["positives"]][:3]
         assert new["negatives"][had:] == wanted
+        name_of = {d["text"]: d["document"] for d in documents}
+        given = [None] * had + [name_of[text] for text in wanted]
+        assert new["negative_documents"] == (None if had else given)
         place_of = {d["text"]: n for n, d in enumerate(documents)}
         assert np.allclose(new["positive_scores"], [scores[place_of[t]] for t in new["positives"]], atol=1e-5)
         assert (new["negative_scores"] is None) == bool(had)
     assert counts["skipped_negative_same_document"] > 0 and (place / "out" / "audit.json").exists()
     assert not (place / "out" / ".scratch").exists()
+
+
+def test_pairs_are_read_again_and_not_held(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def counting(*given: Any, **more: Any) -> Any:
+        gc.collect()
+        held.append(sum(type(one) is dict and "positive_ids" in one for one in gc.get_objects()))
+        return mine_queries(*given, **more)
+
+    monkeypatch.setattr("data_prep.mine.negatives.mine_queries", counting)
+    assert _add(place)["pairs"] == 30 and held[0] <= 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.data())
+def test_texts_of_pairs_are_those_of_a_list(tmp_path: Path, counts: list[int], data: st.DataObject) -> None:
+    folder = tmp_path / content_id(str(counts))
+    texts = [[f"teks {n} {i}" for i in range(count)] for n, count in enumerate(counts)]
+    with ShardWriter(folder, "pairs", rows_per_file=7) as writer:
+        for number, positives in enumerate(texts):
+            documents = [f"d{number}", None, "x", "y"][: len(positives)] if number % 2 else None
+            writer.append(pair_row(f"q{number}", positives, [], "s", "en", positive_documents=documents))
+    facts, flat = pair_facts(Shards(folder, "pairs")), [text for some in texts for text in some]
+    assert list(facts.positives) == flat and facts.counts.tolist() == counts and len(facts.queries) == len(counts)
+    assert list(facts.positive_ids) == [content_id(text) for text in flat]
+    assert facts.ids == [content_id(text) for text in facts.queries]
+    assert facts.positive_documents.tolist() == [
+        0 if n % 2 == 0 or i == 1 else document_hash([f"d{n}", "", "x", "y"][i])
+        for n, some in enumerate(texts) for i in range(len(some))
+    ]  # fmt: skip
+    one, other = (data.draw(st.integers(-len(flat) - 2, len(flat) + 2)) for _ in range(2))
+    assert facts.positives[one:other] == flat[one:other] and facts.positives[::-2] == flat[::-2]
+    numbers = data.draw(st.lists(st.integers(0, len(flat) - 1), max_size=12))
+    assert facts.positives.pick(np.array(numbers, dtype=np.int64)) == [flat[n] for n in numbers]
+    assert [facts.positives[n] for n in (0, -1)] == [flat[0], flat[-1]]
+    with pytest.raises(IndexError):
+        facts.positives[len(flat)]
+
+
+def test_a_pair_without_a_positive_is_named(place: Path) -> None:
+    with ShardWriter(place / "pairs", "pairs") as writer:
+        writer.append({**pair_row("apa khabar", ["baik"], [], "s", "ms"), "positives": []})
+    with pytest.raises(UserError, match="query 'apa khabar': has no positive"):
+        _add(place)
 
 
 def test_pairs_without_enough_negatives_are_dropped_and_all_vetoed_names_the_rule(place: Path) -> None:

@@ -123,6 +123,11 @@ def test_the_procedure_of_the_paper(views: Path) -> None:
         (query, tuple(sorted(positives)), tuple(sorted(negatives))) for query, positives, negatives in expected
     )
     assert counts["pairs"] == len(rows) > 200
+    document = {row["text"]: row["document"] or row["id"] for row in Shards(views / "documents", "documents")}
+    for row in rows:
+        assert row["query_document"] == document[row["query"]]
+        for side in ("positive", "negative"):
+            assert row[f"{side}_documents"] == [document[text] for text in row[f"{side}s"]]
     assert any(len(chosen) == 4 for chosen, _ in drawn.values()) and any(len(c) < 4 for c, _ in drawn.values())
     assert any(len(far) == 5 for _, far in drawn.values())
     # a text without any far text is dropped, as theirs was
