@@ -69,7 +69,7 @@ class Chunk:
 
     Attributes:
         id: 32 hex digits; the document's own id where it is one chunk.
-        document: the document's id.
+        document: the id of the row that it was cut from.
         index: its number in the document, from 0.
         start, stop: its place in the document's text.
         text: what it says, with its overlap, without white space around it.

@@ -20,7 +20,9 @@ from data_prep.files import content_id
 from data_prep.synth.sentences import sentences
 
 if TYPE_CHECKING:
+    from data_prep.corpus.decontaminate import DecontaminateConfig, Gate
     from data_prep.corpus.language import LanguageTagger
+    from data_prep.corpus.private import PrivateConfig
 
 REFUSALS = (
     "refused_malformed",
@@ -144,18 +146,38 @@ def copied_share(question: str, passage: str) -> float:
     return best / len(asked)
 
 
+def _gate(sets: Sequence[Path], decontaminate: DecontaminateConfig | None, private: PrivateConfig | None) -> Gate:
+    """The gate that a corpus of these settings is cleaned and checked with; one a process."""
+    from data_prep.corpus.config import CorpusConfig
+    from data_prep.corpus.part import gate_for
+
+    given = {name: table for name, table in (("decontaminate", decontaminate), ("private", private)) if table}
+    # no file is read: the gate looks at these two tables alone
+    return gate_for([str(path) for path in sets], CorpusConfig(files=["-"], **given))  # type: ignore[arg-type]
+
+
 class TextFilters:
     """The filters of one run.
 
     Args:
         evaluation_sets: folders whose questions and documents no pair may hold.
         by_model: whether a language model writes the questions.
+        decontaminate, private: of the corpus: what counts as an overlap, and how its texts were scrubbed (evaluation
+            texts are also sought in that form, as the last look before training seeks them); None: the defaults.
 
     Raises:
         UserError: `more_meta` holds what is no regular expression, an evaluation set cannot be read.
     """
 
-    def __init__(self, config: FiltersConfig, evaluation_sets: Sequence[Path] = (), *, by_model: bool) -> None:
+    def __init__(
+        self,
+        config: FiltersConfig,
+        evaluation_sets: Sequence[Path] = (),
+        *,
+        by_model: bool,
+        decontaminate: DecontaminateConfig | None = None,
+        private: PrivateConfig | None = None,
+    ) -> None:
         from data_prep.errors import UserError
 
         self._config, self._by_model = config, by_model
@@ -173,9 +195,7 @@ class TextFilters:
 
             self._tagger = LanguageTagger()
         if evaluation_sets:
-            from data_prep.corpus.decontaminate import DecontaminateConfig, Gate
-
-            gate = Gate(list(evaluation_sets), DecontaminateConfig())
+            gate = _gate(evaluation_sets, decontaminate, private)
             # Several questions have one passage.
             self._near = functools.lru_cache(maxsize=1024)(lambda text: gate.find(text) is not None)
 

@@ -14,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.corpus.decontaminate import DecontaminateConfig
 from data_prep.corpus.keys import text_key
+from data_prep.corpus.private import PrivateConfig
 from data_prep.errors import UserError
 from data_prep.files import content_id, disk_errors, read_json
 from data_prep.progress import Progress
@@ -45,6 +47,8 @@ def write_part(
     cache: str | None,
     fingerprint: str,
     out: str,
+    decontaminate: dict[str, Any] | None = None,
+    private: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make the candidates of the documents [start, stop).
@@ -56,6 +60,7 @@ def write_part(
         cache: folder of a model's request log.
         fingerprint: of the documents: a finished part of other documents is not taken up.
         out: the part's own folder.
+        decontaminate, private: as JSON values, see `TextFilters`; None: the defaults.
 
     Returns:
         A `Tally` as JSON values, with `documents`, `chunks`, and the generator's counts.
@@ -67,7 +72,11 @@ def write_part(
         raise UserError(documents, "was changed while pairs were made of it", "run the same command again")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    maker = PartMaker(settings, seed, told, [Path(path) for path in evaluation_sets], Path(cache) if cache else None)
+    maker = PartMaker(
+        settings, seed, told, [Path(path) for path in evaluation_sets], Path(cache) if cache else None,
+        decontaminate=None if decontaminate is None else DecontaminateConfig.model_validate(decontaminate),
+        private=None if private is None else PrivateConfig.model_validate(private),
+    )  # fmt: skip
     chosen = selection(len(shards), settings.max_documents, seed)
     rows = (row for number, row in enumerate(shards.rows_between(start, stop), start) if chosen(number))
     path = folder / "candidates.jsonl"
@@ -115,6 +124,9 @@ class PartMaker:
         statistics: dict[str, Any],
         evaluation_sets: list[Path],
         cache: Path | None,
+        *,
+        decontaminate: DecontaminateConfig | None = None,
+        private: PrivateConfig | None = None,
     ) -> None:
         from data_prep.synth.offline import OfflineGenerator
 
@@ -132,10 +144,14 @@ class PartMaker:
 
             self._llm = LlmGenerator(config.llm, log=cache)
             self._generators.update({style: self._llm for style in config.styles if style in LLM_STYLES})
-        self._filters = TextFilters(config.filters, evaluation_sets, by_model=config.generator == "llm")
+        self._filters = TextFilters(
+            config.filters, evaluation_sets, by_model=config.generator == "llm", decontaminate=decontaminate,
+            private=private,
+        )  # fmt: skip
         self._seen = Seen(config)
         self.tally = Tally(config.filters.samples)
         self._first_chunk = 0
+        self._names: dict[str, str] = {}  # id of a row of the block → the document that it is a part of
 
     def __enter__(self) -> PartMaker:
         return self
@@ -155,6 +171,7 @@ class PartMaker:
         self, rows: list[dict[str, Any]], out: ShardWriter | None, progress: Progress
     ) -> Iterator[dict[str, Any]]:
         """The candidates of some documents, in their order; the chunks are written to `out` where one is given."""
+        self._names = {row["id"]: row["document"] or row["id"] for row in rows}
         questions = self._asker.questions(rows)
         answers = self._answers([question.ask for question in questions], progress)
         for row in rows:
@@ -170,7 +187,7 @@ class PartMaker:
                         "text": chunk.prefix + chunk.text,
                         "source": "chunk",
                         "language": language,
-                        "document": chunk.document,
+                        "document": self._names[chunk.document],
                     }
                 )
         self._first_chunk += len(self._asker.chunks)
@@ -223,8 +240,8 @@ class PartMaker:
             "positives": passages,
             "style": ask.style,
             "language": ask.target_language,
-            "query_document": question.chunks[0].document,
-            "positive_documents": [chunk.document for chunk in question.chunks[: len(passages)]],
+            "query_document": self._names[question.chunks[0].document],
+            "positive_documents": [self._names[chunk.document] for chunk in question.chunks[: len(passages)]],
         }
 
     def _refuse(self, question: Question, text: str, passages: list[str], written: bool) -> str | None:

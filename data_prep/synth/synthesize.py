@@ -29,6 +29,8 @@ from data_prep.synth.statistics import write_statistics
 from data_prep.synth.tally import BASIC, Examples, Tally
 
 if TYPE_CHECKING:
+    from data_prep.corpus.decontaminate import DecontaminateConfig
+    from data_prep.corpus.private import PrivateConfig
     from data_prep.embed.embedder import Teacher
     from data_prep.synth.roundtrip import RoundTrip
 
@@ -53,6 +55,8 @@ def synthesize_pairs(
     fanout: Fanout | None = None,
     scratch: Path | None = None,
     cache: Path | None = None,
+    decontaminate: DecontaminateConfig | None = None,
+    private: PrivateConfig | None = None,
 ) -> dict[str, int | float]:
     """Make pairs of documents; write a shard folder of kind `pairs` to `out`, and `out/report.json`.
 
@@ -64,6 +68,8 @@ def synthesize_pairs(
         fanout: who computes the parts; None: this process.
         scratch: a folder that outlives a crash; None: inside `out`, removed at the end.
         cache: folder of a model's answers and of vectors; None keeps them in `scratch`.
+        decontaminate, private: those of the corpus: how evaluation texts are sought (see `TextFilters`); None: the
+            defaults.
 
     Returns:
         Counts: documents, chunks, pairs, one count a style, refused_* by filter, duplicates, documents_without_pair;
@@ -78,7 +84,11 @@ def synthesize_pairs(
     work.mkdir(parents=True, exist_ok=True)
     with progress.work("synthesise"):
         read = write_statistics(config, documents=documents, seed=seed, out=work / "statistics.json", progress=progress)
-        results, folders = _parts(config, shards, documents, work, seed, progress, evaluation_sets, fanout, cache)
+        gate: dict[str, Any] = {}
+        if evaluation_sets:
+            gate["decontaminate"] = None if decontaminate is None else decontaminate.model_dump(mode="json")
+            gate["private"] = None if private is None else private.model_dump(mode="json")
+        results, folders = _parts(config, shards, documents, work, seed, progress, evaluation_sets, gate, fanout, cache)
         tally = Tally(config.filters.samples)
         generator_counts: dict[str, int | float] = {}
         for result in results:
@@ -115,6 +125,7 @@ def _parts(
     seed: int,
     progress: Progress,
     evaluation_sets: Sequence[Path],
+    gate: dict[str, Any],
     fanout: Fanout | None,
     cache: Path | None,
 ) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -131,6 +142,7 @@ def _parts(
             "stop": min(start + step, len(shards)),
             "statistics": str((work / "statistics.json").resolve()),
             "evaluation_sets": [str(path.resolve()) for path in evaluation_sets],
+            **gate,
             "seed": seed,
             "cache": str(((cache or work) / "answers").resolve()),
             "fingerprint": shards.fingerprint,
@@ -258,6 +270,7 @@ def _mine(
         cache=(cache or work) / "embeddings",
     )  # fmt: skip
     made = work / "mined" / "pairs"
+    out.mkdir(parents=True, exist_ok=True)
     for path in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):  # the manifest comes last
         path.replace(out / path.name)
     (work / "mined" / "audit.json").replace(out / "negatives.json")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.corpus.decontaminate import DecontaminateConfig
+from data_prep.corpus.private import PrivateConfig
 from data_prep.errors import UserError
 from data_prep.synth.filters import FiltersConfig, TextFilters, copied_run, copied_share, question_key, tidy, words_of
 
@@ -144,6 +147,20 @@ def test_evaluation_texts_are_refused(evaluation_set: Path) -> None:
     assert filters.refuse(ours, [PASSAGE], style="question", language="ms") is None
     assert filters.refuse(ours, ["Kucing itu tidur di atas meja makan."], style="question", language="ms")
     assert filters.overlaps(["x", "Di mana kucing itu tidur"]) and not filters.overlaps([ours])
+
+
+def test_evaluation_texts_are_sought_as_the_corpus_is_cleaned_and_checked(tmp_path: Path, write_jsonl: Any) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "d", "title": "", "text": "Teks lain yang tiada kaitan di sini."}])
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": "q", "text": "hantar borang kepada ali@contoh.com.my segera"}])
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+
+    def found(text: str, **more: Any) -> bool:
+        return TextFilters(FiltersConfig(), [tmp_path], by_model=True, **more).overlaps([text])
+
+    scrubbed = "Hantar borang kepada <EMAIL> segera"
+    assert found(scrubbed) and not found(scrubbed, private=PrivateConfig(enabled=False))
+    edited = "hantar borang kepada abu@contoh.com.my segera"
+    assert found(edited) and not found(edited, decontaminate=DecontaminateConfig(near=1.0))
 
 
 def test_own_patterns() -> None:

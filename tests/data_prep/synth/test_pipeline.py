@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from data_prep.corpus.decontaminate import DecontaminateConfig
+from data_prep.corpus.private import PrivateConfig
 from data_prep.errors import UserError
 from data_prep.files import content_id, read_json
+from data_prep.mine.policy import RULES
 from data_prep.progress import Progress
 from data_prep.shards import Shards, ShardWriter
 from data_prep.synth import synthesize
@@ -49,7 +52,7 @@ def villages(tmp_path: Path, write_documents: Any) -> Path:
 
 
 def _run(documents: Path, out: Path, *, seed: int = 0, **more: Any) -> dict[str, int | float]:
-    keys = ("evaluation_sets", "teacher", "fanout", "scratch", "cache")
+    keys = ("evaluation_sets", "teacher", "fanout", "scratch", "cache", "decontaminate", "private")
     how = {key: more.pop(key) for key in keys if key in more}
     return synthesize_pairs(SynthConfig(**more), documents=documents, out=out, seed=seed, progress=Progress(), **how)
 
@@ -202,6 +205,55 @@ def test_evaluation_questions_never_become_pairs(tmp_path: Path, villages: Path,
     queries = [row["query"] for row in _pairs(tmp_path / "out")]
     assert counts["refused_evaluation_overlap"] >= 1 and asked not in queries
     assert "Bilakah Balai raya Kampung Temoh A dirasmikan?" in queries
+
+
+def test_what_counts_as_an_overlap_reaches_every_part(
+    tmp_path: Path, villages: Path, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sets" / "mini"
+    write_jsonl(
+        folder / "corpus.jsonl", [{"_id": "d", "title": "", "text": "Teks lain yang tiada kaitan sama sekali."}]
+    )
+    asked = [f"Di manakah Kampung {place} terletak?" for place in ("Temoh A", "Kodiang A", "Temoh B")]
+    queries = [{"_id": f"q{n}", "text": one.replace("terletak", "terletak sekarang")} for n, one in enumerate(asked)]
+    write_jsonl(folder / "queries.jsonl", queries)
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td\t1\n" for n in range(3)))
+    monkeypatch.setattr(synthesize, "PART_ROWS", 7)
+    how: dict[str, Any] = {"styles": ["extractive"], "filters": {"round_trip": None}, "evaluation_sets": [folder]}
+    _run(villages, tmp_path / "near", **how)
+    assert not {*asked} & {row["query"] for row in _pairs(tmp_path / "near")}
+    how |= {"decontaminate": DecontaminateConfig(near=1.0), "private": PrivateConfig(enabled=False)}
+    _run(villages, tmp_path / "same", **how)
+    assert {*asked} <= {row["query"] for row in _pairs(tmp_path / "same")}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_passages_of_one_document_are_no_negatives_of_each_other(tmp_path: Path, cut: bool) -> None:
+    with ShardWriter(tmp_path / "documents", "documents") as writer:
+        for number in range(40):
+            text = village(number)
+            for part, body in enumerate((text, f"Lagi {text}\nSekian sahaja kisah kampung ini buat masa sekarang.")):
+                row = {"id": content_id(body), "text": body, "source": "test", "language": "ms"}
+                writer.append({**row, "document": None if number == 3 and part else f"daerah {number}"})
+    chunks = {"tokens_per_word": 1.0, "target_tokens": 30, "max_tokens": 50, "min_tokens": 10}
+    counts = _run(
+        tmp_path / "documents", tmp_path / "out", styles=["title", "extractive"], scratch=tmp_path / "scratch",
+        negatives={"negatives_per_query": 3, "negative_ranks": [1, 12], "without": [r for r in RULES if r != "same_document"]},
+        **({"chunks": chunks} if cut else {}),
+    )  # fmt: skip
+    made = tmp_path / "scratch" / "chunks" if cut else tmp_path / "documents"
+    texts: dict[str, set[str]] = {}
+    for row in Shards(made, "documents"):
+        texts.setdefault(row["text"], set()).add(row["document"] or row["id"])
+    rows = _pairs(tmp_path / "out")
+    alone = content_id(f"Lagi {village(3)}\nSekian sahaja kisah kampung ini buat masa sekarang.")
+    assert counts["negatives_skipped_negative_same_document"] > 50
+    assert {row["query_document"] for row in rows} <= {alone, *(f"daerah {number}" for number in range(40))}
+    assert alone in {row["query_document"] for row in rows}
+    for row in rows:
+        assert set(row["positive_documents"]) == {row["query_document"]}
+        assert row["query_document"] not in row["negative_documents"]
+        assert all(name in texts[text] for name, text in zip(row["negative_documents"], row["negatives"], strict=True))
 
 
 def test_negatives_are_mined(tmp_path: Path, villages: Path) -> None:
