@@ -210,7 +210,8 @@ def parsed(line: str, path: Path, number: int, *, required: tuple[str, ...]) -> 
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # also: a number too long for Python, brackets too deep
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = reason.replace(" starting at at column", " that starts at column")
         raise UserError(f"{path}, line {number}", f"is not JSON ({reason})", "mend or remove the line") from error
     if not isinstance(row, dict):
         raise UserError(
@@ -223,7 +224,7 @@ def parsed(line: str, path: Path, number: int, *, required: tuple[str, ...]) -> 
             found = "missing" if key not in row else f"a {type(row[key]).__name__}"
             raise UserError(
                 f"{path}, line {number}",
-                f"{key!r} is {found}, must be text",
+                f"{key!r} is {found}, must be text; its fields are {', '.join(list(row)[:12]) or 'none'}",
                 f"give every line a {key!r} field with a string",
             )
     return row

@@ -108,7 +108,8 @@ def _json_rows(lines: Lines, config: CorpusConfig, trouble: Trouble) -> Iterator
         try:
             row = parsed(line, lines.path, number, required=(config.text_field,))
         except UserError as error:
-            trouble.meet("bad_lines", UserError(lines.place(number), error.rule, error.fix))
+            fix = f'{error.fix}; corpus.text_field names another field, corpus.on_bad_line = "skip" passes over such lines'
+            trouble.meet("bad_lines", UserError(lines.place(number), error.rule, fix))
             continue
         yield partial(lines.place, number), row
 
