@@ -108,7 +108,7 @@ def _json_rows(lines: Lines, config: CorpusConfig, trouble: Trouble) -> Iterator
         try:
             row = parsed(line, lines.path, number, required=(config.text_field,))
         except UserError as error:
-            fix = f'{error.fix}; corpus.text_field names another field, corpus.on_bad_line = "skip" passes over such lines'
+            fix = f'{error.fix}; corpus.text_field names another field, on_bad_line = "skip" passes over such lines'
             trouble.meet("bad_lines", UserError(lines.place(number), error.rule, fix))
             continue
         yield partial(lines.place, number), row
