@@ -33,7 +33,7 @@ def schema_of(kind: Kind) -> pa.Schema:
 
     documents: one cleaned text a row; `document` names the document that it is a part or a rendering of (null: itself
     alone). pairs: a query with its positives and negatives; the ids are content hashes of
-    the texts and drive deduplication and false-negative masks, the documents are the corpus ids that the texts come
+    the texts and drive deduplication and false-negative masks, the documents are the names of what the texts come
     from (null where unknown). tokens: rows of a fixed number of `input_ids`; `document_starts` are the offsets inside
     the row at which a document (or the rest of one) begins, the first is 0; `source` is null in rows of several
     sources.

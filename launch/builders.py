@@ -131,6 +131,7 @@ class Builders:
             self.at.filled(self.recipe.synth), documents=self.run / "corpus", out=out, seed=self.seed,
             progress=progress, evaluation_sets=self.at.all_sets(), fanout=self.at.device_fanout,
             scratch=self.at.scratch("synth"), cache=self.at.cache("synth"),
+            decontaminate=self.recipe.corpus.decontaminate, private=self.recipe.corpus.private,
         )  # fmt: skip
 
     def base(self, out: Path, progress: Progress) -> Counts:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from data_prep.fanout import Fanout
 
+_MANY = 0.25
+"""Share of pairs without a negative from which a policy is worth a second look."""
 _WRITE = 2048
 _TITLE_WORDS = 3
 """A first line of fewer words is no query: documents may hold it though it is a whole evaluation text, queries not."""
@@ -107,6 +109,9 @@ def mine_pairs(
                 audit.kept(row, source)
         if not audit.counts["pairs"]:
             raise no_pairs(config, mined)
+        bare, pairs = audit.counts["without_negatives"], audit.counts["pairs"]
+        if config.policy.negatives_per_query and _MANY * pairs < bare < pairs:
+            progress.note(f"warning: {bare:,} of {pairs:,} pairs got no negative; relax {_takes_most(mined)}")
         counts: dict[str, int | float] = {
             "documents": len(pool.side),
             "zero_vectors": pool.zero_vectors,

@@ -160,6 +160,9 @@ class Policy(Section):
             low = {"negative_ranks": 1, "negative_percentiles": 0, "negative_distances": 0}.get(name)
             if window and (window[0] > window[-1] or (low is not None and window[0] < low)):
                 raise ValueError(f"mine.policy.{name} = {window} is no range" + ("" if low is None else f" from {low}"))
+        if self.negative_percentiles and 0 < self.negative_percentiles[1] <= 1:
+            given, percent = self.negative_percentiles, [100 * share for share in self.negative_percentiles]
+            raise ValueError(f"mine.policy.negative_percentiles = {given}: counts from 0 to 100. Fix: write {percent}")
         if self.negative_percentiles and self.negative_percentiles[1] > 100:
             raise ValueError(
                 f"mine.policy.negative_percentiles = {self.negative_percentiles} must end at 100 or before"

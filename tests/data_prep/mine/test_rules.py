@@ -280,3 +280,8 @@ def test_windows_that_are_empty_name_one_that_is_not(world: Any, mine_side: Call
             assert (fine.negatives >= 0).any()  # the advice works
     with pytest.raises(UserError, match=r"negative_ranks = \[500, 600\] is empty|is empty for every query"):
         mine_side(*world, Policy(**{**LOOSE, "negative_ranks": [500, 600], "languages": "query"}))
+
+
+def test_shares_are_no_percentiles() -> None:
+    with pytest.raises(ValueError, match=r"counts from 0 to 100\. Fix: write \[98\.0, 99\.8\]"):
+        Policy(negative_percentiles=[0.98, 0.998])
