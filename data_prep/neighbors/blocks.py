@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.neighbors.picks import Block, TopPicks, WindowPicks, room_of
-from data_prep.neighbors.scoring import has_numba, rescore, results_of
-from data_prep.neighbors.sweep import Panels, lay_out, shape_of, sweep
+from data_prep.neighbors.scoring import RESCORE_BYTES, has_numba, rescore, results_of
+from data_prep.neighbors.sweep import SLOTS, Panels, lay_out, shape_of, sweep, zeros
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +98,7 @@ class Computer:
         self._shape = shape_of(
             queries.rows, corpus.rows, queries.dimension, euclidean=plan.euclidean, cuda=cuda, panel_rows=panel_rows
         )
-        affordable = int(0.2e9 * budget_gb / (8 * self._shape.width))  # two panels in memory
+        affordable = int(0.12e9 * budget_gb / (8 * SLOTS * self._shape.width))  # each as it is and packed
         if self._shape.panel > affordable:
             self._shape = replace(self._shape, panel=max(1, affordable // self._shape.columns) * self._shape.columns)
         self._rows = self._rows_that_fit(budget_gb, 1 if cuda else torch.get_num_threads())
@@ -109,8 +109,9 @@ class Computer:
     def _rows_that_fit(self, budget_gb: float, threads: int) -> int:
         """Queries of a block that fit into the budget, whole tiles."""
         shape, plan = self._shape, self._plan
-        fixed = 8 * shape.panel * shape.width + threads * shape.rows * shape.columns * (4 if self._compiled else 24)
-        row = 4 * shape.width + 4 * plan.bins + 8 * plan.k + 12 * room_of(plan.k) + 64
+        fixed = 8 * SLOTS * shape.panel * shape.width
+        fixed += threads * (shape.rows * shape.columns * (8 if self._compiled else 24) + RESCORE_BYTES)
+        row = 4 * shape.width + 4 * plan.bins + 56 * plan.k + 28 * room_of(plan.k) + 64
         tiles = int((0.45 * budget_gb * 1e9 - fixed) / (row * shape.rows))
         if tiles < 1:
             raise UserError(
@@ -147,8 +148,9 @@ class Computer:
 
         if plan.task == "top":
             picks = TopPicks(
-                block, k=plan.k, corpus_norm=plan.corpus_norm, bins=plan.bins, low=plan.low, high=plan.high
-            )
+                block, self._corpus, k=plan.k, corpus_norm=plan.corpus_norm, bins=plan.bins, low=plan.low,
+                high=plan.high,
+            )  # fmt: skip
             sweep(block.vectors, block.rows, self._panels, picks, tell)
             scores, indices, counts = picks.results()
             return self._top(scores, indices, counts)
@@ -180,10 +182,9 @@ class Computer:
 
     def _block(self, start: int, stop: int) -> Block:
         import numpy as np
-        import torch
 
         shape, rows = self._shape, stop - start
-        vectors = torch.zeros((-(-rows // shape.rows) * shape.rows, shape.width))
+        vectors = zeros(-(-rows // shape.rows) * shape.rows, shape.width)
         lay_out(self._queries, start, stop, vectors, side="query" if self._plan.euclidean else None)
         squares = (vectors[:rows, : self._queries.dimension].double() ** 2).sum(1).numpy()
         exclude = self._inputs.exclude

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ROWS = 1024
+_ROWS = 64
+"""Rows whose counts are looked at together: their running sums stay in a core's cache."""
 
 
 class ScoreHistogram:
@@ -58,19 +59,23 @@ class ScoreHistogram:
             rows = slice(start, start + _ROWS)
             cumulative = np.cumsum(self.counts[rows], axis=1, dtype=np.int64)
             total = cumulative[:, -1]
+            step = int(total.max(initial=0)) + 1
+            ladder = (cumulative + step * np.arange(len(cumulative))[:, None]).ravel()  # of all rows, to look up in
             for column, percent in enumerate(asked):
                 place = percent / 100 * (total - 1)
-                lower = self._ordered(rows, cumulative, np.floor(place).astype(np.int64))
-                upper = self._ordered(rows, cumulative, np.ceil(place).astype(np.int64))
+                lower = self._ordered(rows, cumulative, ladder, step, np.floor(place).astype(np.int64))
+                upper = self._ordered(rows, cumulative, ladder, step, np.ceil(place).astype(np.int64))
                 levels[rows, column] = lower + (upper - lower) * (place - np.floor(place))
         return levels if isinstance(percentile, Sequence) else levels[:, 0]
 
-    def _ordered(self, rows: slice, cumulative: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _ordered(
+        self, rows: slice, cumulative: NDArray[np.int64], ladder: NDArray[np.int64], step: int, place: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """The score at a place [rows] of the ascending scores: exact among the best, else inside its bin."""
         import numpy as np
 
         each = np.arange(len(cumulative))
-        column = (cumulative <= place[:, None]).sum(axis=1)
+        column = np.searchsorted(ladder, place + each * step, side="right") - each * cumulative.shape[1]
         within = cumulative[each, column]
         own = self.counts[rows][each, column].astype(np.int64)
         share = (place - (within - own) + 0.5) / np.maximum(own, 1)

@@ -28,7 +28,15 @@ def exact(query: Any, row: Any, euclidean: Any, lanes: Any) -> Any:
     """The inner product, or minus the distance, of two float32 vectors: in float64, rounded once to float32."""
     for i in range(LANES):
         lanes[i] = 0.0
-    for start in range(0, query.shape[0], LANES):
+    start = 0
+    if not euclidean:
+        while start + 2 * LANES <= query.shape[0]:  # two at a time: half as many loads and stores of the sums
+            for i in range(LANES):
+                first = lanes[i] + np.float64(query[start + i]) * np.float64(row[start + i])
+                second = np.float64(query[start + LANES + i]) * np.float64(row[start + LANES + i])
+                lanes[i] = first + second
+            start += 2 * LANES
+    while start < query.shape[0]:
         a = query[start : start + LANES]
         b = row[start : start + LANES]
         if euclidean:
@@ -38,6 +46,7 @@ def exact(query: Any, row: Any, euclidean: Any, lanes: Any) -> Any:
         else:
             for i in range(a.shape[0]):
                 lanes[i] += np.float64(a[i]) * np.float64(b[i])
+        start += LANES
     half = LANES // 2
     while half > 0:
         for i in range(half):
@@ -66,6 +75,35 @@ def score_of(key: Any) -> Any:
 
 
 @compiled
+def _edge(values: Any, k: Any) -> Any:
+    """At most the k-th largest of float32 values, and at least the one a sixteenth of k further down; spoils them.
+
+    Halves the range and counts: more steps than a selection needs, but each is vector instructions.
+    """
+    bits = values.view(np.int32)
+    for j in range(bits.shape[0]):  # integers of the same order
+        bits[j] ^= (bits[j] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+    low = high = bits[0]
+    for j in range(bits.shape[0]):
+        low, high = min(low, bits[j]), max(high, bits[j])
+    a, b = np.int64(low), np.int64(high) + 1  # k or more are at least a, fewer than k are at least b
+    while b - a > 1:
+        middle = np.int32((a + b) // 2)
+        above = np.int32(0)
+        for j in range(bits.shape[0]):
+            above += np.int32(bits[j] >= middle)
+        if above < k:
+            b = np.int64(middle)
+            continue
+        a = np.int64(middle)
+        if above <= k + k // 16:
+            break
+    bits[0] = np.int32(a)
+    bits[0] ^= (bits[0] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+    return values[0]
+
+
+@compiled
 def select(values: Any, count: Any, k: Any) -> Any:
     """The k-th largest of the first `count` values, which are reordered."""
     left, right, place = 0, count - 1, k - 1
@@ -91,41 +129,23 @@ def select(values: Any, count: Any, k: Any) -> Any:
 
 
 @compiled
-def count(
-    scores: Any,
-    rows: Any,
-    columns: Any,
-    base: Any,
-    euclidean: Any,
-    squares: Any,
-    excluded: Any,
-    low: Any,
-    scale: Any,
-    counts: Any,
-) -> Any:
-    """Count scores [rows, columns] of corpus rows from `base` into bins [rows, bins]; the excluded row does not count.
+def _count(part: Any, hidden: Any, euclidean: Any, square: Any, low: Any, scale: Any, bins: Any, places: Any) -> None:
+    """Count a strip of scores into the bins of its row, all but the one at `hidden`.
 
-    For euclidean the scores are q·d - |d|²/2 and `squares` [rows] is |q|²: the distance is counted.
+    For euclidean the scores are q·d - |d|²/2 and `square` is |q|²: the distance is counted.
     """
-    last = np.float32(counts.shape[1] - 1)
-    zero = np.float32(0.0)
-    places = np.empty(_STRIP, dtype=np.uint32)
-    for i in range(rows):
-        bins, square = counts[i], squares[i]
-        hidden = excluded[i] - base
-        for left in range(0, columns, _STRIP):
-            part = scores[i, left : min(left + _STRIP, columns)]
-            if euclidean:
-                for j in range(part.shape[0]):
-                    value = np.sqrt(max(square - np.float32(2.0) * part[j], zero))
-                    places[j] = np.uint32(np.int32(min(max((value - low) * scale, zero), last)))
-            else:
-                for j in range(part.shape[0]):
-                    places[j] = np.uint32(np.int32(min(max((part[j] - low) * scale, zero), last)))
-            for j in range(part.shape[0]):
-                bins[places[j]] += np.uint32(1)
-            if left <= hidden < left + part.shape[0]:
-                bins[places[hidden - left]] -= np.uint32(1)
+    last, zero = np.float32(bins.shape[0] - 1), np.float32(0.0)
+    if euclidean:
+        for j in range(part.shape[0]):
+            value = np.sqrt(max(square - np.float32(2.0) * part[j], zero))
+            places[j] = np.uint32(np.int32(min(max((value - low) * scale, zero), last)))
+    else:
+        for j in range(part.shape[0]):
+            places[j] = np.uint32(np.int32(min(max((part[j] - low) * scale, zero), last)))
+    for j in range(part.shape[0]):
+        bins[places[j]] += np.uint32(1)
+    if 0 <= hidden < part.shape[0]:
+        bins[places[hidden]] -= np.uint32(1)
 
 
 @compiled
@@ -136,9 +156,9 @@ def _approximate(key: Any, square: Any, euclidean: Any) -> Any:
 
 
 @compiled
-def _raise_floor(i: Any, state: Any, euclidean: Any, scratch: Any) -> Any:
+def _raise_floor(i: Any, state: Any, euclidean: Any, scratch: Any) -> None:
     """Drop what is waiting in row i and cannot be among its k best any more."""
-    keys, filled, values, places, waiting, floor, slack, squares, _ = state
+    keys, filled, values, places, waiting, older, floor, slack, squares, _ = state
     k, n = keys.shape[1], waiting[i]
     have = filled[i] + n
     if have < k:
@@ -146,31 +166,35 @@ def _raise_floor(i: Any, state: Any, euclidean: Any, scratch: Any) -> Any:
     for j in range(filled[i]):
         scratch[j] = _approximate(keys[i, j], squares[i], euclidean)
     scratch[filled[i] : have] = values[i, :n]
-    edge = select(scratch, have, k) - slack[i]
+    edge = _edge(scratch[:have], k) - slack[i]
     if edge > floor[i]:
         floor[i] = edge
-    kept = 0
+    kept = before = 0
     for j in range(n):
         if values[i, j] >= floor[i]:
             values[i, kept] = values[i, j]
             places[i, kept] = places[i, j]
             kept += 1
-    waiting[i] = kept
+            before += j < older[i]
+    waiting[i], older[i] = kept, before
 
 
 @compiled
-def _merge(i: Any, state: Any, base: Any, euclidean: Any, fresh: Any, merged: Any) -> Any:
-    """Put what waits in row i, whose values are exact by now, among its k best."""
-    keys, filled, values, places, waiting, floor, slack, squares, _ = state
-    k, n, have = keys.shape[1], waiting[i], filled[i]
-    worst = keys[i, k - 1]
+def _settle(
+    i: Any, state: Any, base: Any, queries: Any, panel: Any, dimension: Any, euclidean: Any, lanes: Any, work: Any
+) -> None:
+    """Score those of row i that wait and are of this panel exactly, and put them among its k best."""
+    keys, filled, _, places, waiting, older, floor, slack, squares, _ = state
+    fresh, merged = work
+    k, have, worst = keys.shape[1], filled[i], keys[i, keys.shape[1] - 1]
     new = 0
-    for j in range(n):
-        key = key_of(values[i, j], places[i, j] + base)
+    for j in range(older[i], waiting[i]):
+        score = exact(queries[i, :dimension], panel[places[i, j] - base, :dimension], euclidean, lanes)
+        key = key_of(score, places[i, j])
         if key < worst:
             fresh[new] = key
             new += 1
-    waiting[i] = 0
+    waiting[i] = older[i]
     if new == 0:
         return
     fresh[:new].sort()
@@ -202,79 +226,77 @@ def pick(
     panel: Any,
     dimension: Any,
     euclidean: Any,
+    tally: Any,
     state: Any,
-) -> Any:
-    """Note every score [rows, columns] that may belong to the k best of its row.
+) -> None:
+    """Count every score [rows, columns], and note those that may belong to the k best of their row.
+
+    What is noted waits with the score it was computed with. Rows with too many near-ties, which only exact scores can
+    tell apart, are scored exactly on the way.
 
     Args:
         scores: float32; column j is row `offset + j` of `panel` and row `base + offset + j` of the corpus.
-        queries, panel: the vectors that the scores are of; rows with too many near-ties are scored exactly on the way.
-        state: keys [rows, k], filled [rows], waiting values and places in the panel [rows, room], waiting [rows],
-            floor [rows], slack [rows] (twice the rounding error of a score), |q|² [rows], excluded corpus row [rows].
+        queries, panel: the vectors that the scores are of.
+        tally: lowest score, bins a unit of score (0: nothing is counted), counts [rows, bins] uint32.
+        state: keys [rows, k] of those that are known exactly, ascending; filled [rows], how many; waiting values and
+            corpus rows [rows, room]; waiting [rows], how many; older [rows], how many of these are of earlier panels;
+            floor [rows]; slack [rows] (twice the rounding error of a score); |q|² [rows]; excluded corpus row [rows].
     """
-    keys, _, values, places, waiting, floor, _, _, excluded = state
+    keys, _, values, places, waiting, _, floor, _, squares, excluded = state
+    low, scale, counts = tally
     room, k = values.shape[1], keys.shape[1]
     scratch = np.empty(k + room, dtype=np.float32)
-    fresh = np.empty(room, dtype=np.int64)
-    merged = np.empty(k, dtype=np.int64)
+    work = np.empty(room, dtype=np.int64), np.empty(k, dtype=np.int64)
     lanes = np.empty(LANES, dtype=np.float64)
+    bins = np.empty(_STRIP, dtype=np.uint32)
+    hits = np.empty(_STRIP, dtype=np.uint8)
+    eights = hits.view(np.uint64)
     for i in range(rows):
         hidden = excluded[i] - base - offset
         edge, n = floor[i], waiting[i]
-        for left in range(0, columns, 64):
-            part = scores[i, left : min(left + 64, columns)]
-            hits = np.int32(0)
-            for j in range(part.shape[0]):
-                hits += np.int32(part[j] >= edge)
-            if hits == 0:
-                continue
-            for j in range(part.shape[0]):
-                if part[j] < edge or left + j == hidden:
+        for first in range(0, columns, _STRIP):
+            strip = scores[i, first : min(first + _STRIP, columns)]
+            if scale > 0:
+                _count(strip, hidden - first, euclidean, squares[i], low, scale, counts[i], bins)
+            for j in range(strip.shape[0]):
+                hits[j] = strip[j] >= edge
+            for j in range(strip.shape[0], _STRIP):
+                hits[j] = 0
+            for eight in range(_STRIP // 8):
+                if eights[eight] == 0:
                     continue
-                values[i, n] = part[j]
-                places[i, n] = offset + left + j
-                n += 1
-                if n < room:
-                    continue
-                waiting[i] = n
-                _raise_floor(i, state, euclidean, scratch)
-                n = waiting[i]
-                if 4 * n > 3 * room:
-                    for m in range(n):
-                        values[i, m] = exact(queries[i, :dimension], panel[places[i, m], :dimension], euclidean, lanes)
-                    _merge(i, state, base, euclidean, fresh, merged)
-                    n = 0
-                edge = floor[i]
+                for j in range(8 * eight, 8 * eight + 8):
+                    if hits[j] == 0 or strip[j] < edge or first + j == hidden:
+                        continue
+                    values[i, n] = strip[j]
+                    places[i, n] = base + offset + first + j
+                    n += 1
+                    if n < room:
+                        continue
+                    waiting[i] = n
+                    _raise_floor(i, state, euclidean, scratch)
+                    if 4 * waiting[i] > 3 * room:
+                        _settle(i, state, base, queries, panel, dimension, euclidean, lanes, work)
+                    edge, n = floor[i], waiting[i]
         waiting[i] = n
 
 
 @compiled
-def settle(rows: Any, base: Any, queries: Any, panel: Any, dimension: Any, euclidean: Any, state: Any) -> Any:
-    """Score all that waits exactly and merge it; in the order of the panel, which is read once that way."""
-    keys, _, values, places, waiting, _, _, _, _ = state
+def end_panel(
+    rows: Any, base: Any, queries: Any, panel: Any, dimension: Any, euclidean: Any, last: Any, state: Any
+) -> None:
+    """Make room for the next panel: what waits in most rows goes on waiting. `last`: sort out those that need not."""
+    keys, _, values, _, waiting, older, _, _, _, _ = state
     room, k = values.shape[1], keys.shape[1]
     scratch = np.empty(k + room, dtype=np.float32)
-    fresh = np.empty(room, dtype=np.int64)
-    merged = np.empty(k, dtype=np.int64)
+    work = np.empty(room, dtype=np.int64), np.empty(k, dtype=np.int64)
     lanes = np.empty(LANES, dtype=np.float64)
-    ends = np.zeros(panel.shape[0] + 1, dtype=np.int64)
     for i in range(rows):
-        _raise_floor(i, state, euclidean, scratch)
-        for j in range(waiting[i]):
-            ends[places[i, j] + 1] += 1
-    for j in range(1, ends.shape[0]):
-        ends[j] += ends[j - 1]
-    order = np.empty((ends[-1], 2), dtype=np.int32)
-    for i in range(rows):
-        for j in range(waiting[i]):
-            at = ends[places[i, j]]
-            order[at, 0], order[at, 1] = i, j
-            ends[places[i, j]] += 1
-    for at in range(order.shape[0]):
-        i, j = order[at]
-        values[i, j] = exact(queries[i, :dimension], panel[places[i, j], :dimension], euclidean, lanes)
-    for i in range(rows):
-        _merge(i, state, base, euclidean, fresh, merged)
+        if last or 4 * waiting[i] > 3 * room:
+            _raise_floor(i, state, euclidean, scratch)
+        if 4 * waiting[i] > 3 * room:
+            _settle(i, state, base, queries, panel, dimension, euclidean, lanes, work)
+        older[i] = waiting[i]
 
 
 @compiled

@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_prep.neighbors.scoring import EMPTY, results_of, slack_of
+from data_prep.neighbors.scoring import EMPTY, rescore, results_of, slack_of
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from data_prep.embed.vectors import Vectors
+    from data_prep.neighbors.sweep import Panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +62,20 @@ def room_of(k: int) -> int:
 class TopPicks:
     """The k best rows of every query; on the way, how many rows have which score.
 
+    The compiled loops collect candidates with the scores of the sweep; `results` scores those that are left exactly.
+
     Args:
+        corpus: what is swept.
         corpus_norm: the length of the longest row of the corpus.
         bins, low, high: of the counts; 0 bins for none.
     """
 
-    def __init__(self, block: Block, *, k: int, corpus_norm: float, bins: int, low: float, high: float) -> None:
+    def __init__(
+        self, block: Block, corpus: Vectors, *, k: int, corpus_norm: float, bins: int, low: float, high: float
+    ) -> None:
         import numpy as np
 
-        self._block, self._low = block, np.float32(low)
+        self._block, self._corpus, self._low = block, corpus, np.float32(low)
         self._scale = np.float32(bins / (high - low)) if bins else np.float32(0)
         rows = block.rows
         slack = slack_of(block.norms, corpus_norm, dimension=block.dimension, euclidean=block.euclidean)
@@ -80,7 +88,8 @@ class TopPicks:
                 keys,
                 np.zeros(rows, dtype=np.int64),
                 np.empty((rows, room), dtype=np.float32),
-                np.empty((rows, room), dtype=np.int32),
+                np.empty((rows, room), dtype=np.int64),
+                np.zeros(rows, dtype=np.int64),
                 np.zeros(rows, dtype=np.int64),
                 floor,
                 slack,
@@ -94,24 +103,16 @@ class TopPicks:
         self._keys, self._floor, self._slack = block.tensor(keys), block.tensor(floor), block.tensor(slack)
         self._squares, self._excluded = block.tensor(block.squares), block.tensor(block.excluded)
 
-    def tile(
-        self, scores: torch.Tensor, first_row: int, rows: int, columns: int, offset: int, base: int, panel: torch.Tensor
-    ) -> None:
+    def tile(self, scores: torch.Tensor, first_row: int, rows: int, columns: int, offset: int, panel: Panel) -> None:
         """See `Visitor.tile`."""
-        own, block = slice(first_row, first_row + rows), self._block
+        own, block, base = slice(first_row, first_row + rows), self._block, panel.base
         if block.compiled:
             from data_prep.neighbors import kernels
 
-            state = tuple(part[own] for part in self._state)
-            values = scores.numpy()
-            if self._scale:
-                kernels.count(
-                    values, rows, columns, base + offset, block.euclidean, state[7], state[8], self._low, self._scale,
-                    self._counts[own],
-                )  # fmt: skip
             kernels.pick(
-                values, rows, columns, offset, base, block.vectors[own].numpy(), panel.numpy(), block.dimension,
-                block.euclidean, state,
+                scores.numpy(), rows, columns, offset, base, block.vectors[own].numpy(), panel.vectors.numpy(),
+                block.dimension, block.euclidean, (self._low, self._scale, self._counts[own]),
+                tuple(part[own] for part in self._state),
             )  # fmt: skip
             return
         from data_prep.neighbors import torch_picks
@@ -128,29 +129,40 @@ class TopPicks:
             seen,
             base=base + offset,
             queries=block.vectors[own, : block.dimension],
-            rows=panel[offset : offset + columns, : block.dimension],
+            rows=panel.vectors[offset : offset + columns, : block.dimension],
             squares=squares,
             slack=self._slack[own],
             keys=self._keys[own],
             floor=self._floor[own],
         )
 
-    def end_panel(self, first_row: int, rows: int, base: int, panel: torch.Tensor) -> None:
+    def end_panel(self, first_row: int, rows: int, panel: Panel) -> None:
         """See `Visitor.end_panel`."""
         if self._block.compiled:
             from data_prep.neighbors import kernels
 
             own, block = slice(first_row, first_row + rows), self._block
-            state = tuple(part[own] for part in self._state)
-            kernels.settle(
-                rows, base, block.vectors[own].numpy(), panel.numpy(), block.dimension, block.euclidean, state
-            )
+            kernels.end_panel(
+                rows, panel.base, block.vectors[own].numpy(), panel.vectors.numpy(), block.dimension, block.euclidean,
+                panel.base + panel.valid == self._corpus.rows, tuple(part[own] for part in self._state),
+            )  # fmt: skip
 
     def results(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.uint32]]:
         """Scores [rows, k], corpus rows [rows, k], counts [rows, bins]."""
-        keys = self._state[0] if self._block.compiled else self._keys.cpu().numpy()
-        counts = self._counts if self._block.compiled else self._bins.cpu().numpy().astype("uint32")
-        return *results_of(keys, euclidean=self._block.euclidean), counts
+        import numpy as np
+
+        block = self._block
+        if not block.compiled:
+            counts = self._bins.cpu().numpy().astype(np.uint32)
+            return *results_of(self._keys.cpu().numpy(), euclidean=block.euclidean), counts
+        keys, filled, _, places, waiting = self._state[:5]
+        most = int(waiting.max(initial=0))
+        candidates = np.where(np.arange(most) < waiting[:, None], places[:, :most], -1)
+        vectors = block.vectors[: block.rows, : block.dimension].numpy()
+        told = rescore(vectors, self._corpus, candidates, k=keys.shape[1], euclidean=block.euclidean)
+        if filled.any() or told.shape != keys.shape:
+            told = np.sort(np.concatenate([keys, told], axis=1), axis=1)[:, : keys.shape[1]]
+        return *results_of(told, euclidean=block.euclidean), self._counts
 
 
 class WindowPicks:
@@ -205,16 +217,14 @@ class WindowPicks:
         self._found = block.tensor(np.full((rows, wanted), -1, dtype=np.int64))
         self._available = block.tensor(np.zeros(rows, dtype=np.int64))
 
-    def tile(
-        self, scores: torch.Tensor, first_row: int, rows: int, columns: int, offset: int, base: int, panel: torch.Tensor
-    ) -> None:
+    def tile(self, scores: torch.Tensor, first_row: int, rows: int, columns: int, offset: int, panel: Panel) -> None:
         """See `Visitor.tile`."""
-        own, block = slice(first_row, first_row + rows), self._block
+        own, block, base = slice(first_row, first_row + rows), self._block, panel.base
         if block.compiled:
             from data_prep.neighbors import kernels
 
             kernels.draw(
-                scores.numpy(), rows, columns, offset, base, block.vectors[own].numpy(), panel.numpy(),
+                scores.numpy(), rows, columns, offset, base, block.vectors[own].numpy(), panel.vectors.numpy(),
                 block.dimension, block.euclidean, self._wanted, tuple(part[own] for part in self._window),
                 tuple(part[own] for part in self._state),
             )  # fmt: skip
@@ -227,7 +237,7 @@ class WindowPicks:
             seen,
             base=base + offset,
             queries=block.vectors[own, : block.dimension],
-            rows=panel[offset : offset + columns, : block.dimension],
+            rows=panel.vectors[offset : offset + columns, : block.dimension],
             euclidean=block.euclidean,
             window=tuple(bound[own] for bound in self._bounds),
             hashes=self._hashes[own],
@@ -235,7 +245,7 @@ class WindowPicks:
             available=self._available[own],
         )
 
-    def end_panel(self, first_row: int, rows: int, base: int, panel: torch.Tensor) -> None:
+    def end_panel(self, first_row: int, rows: int, panel: Panel) -> None:
         """Nothing waits."""
 
     def results(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

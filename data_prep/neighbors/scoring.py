@@ -20,7 +20,10 @@ Metric = Literal["cosine", "euclidean"]
 LANES = 128
 EMPTY = 2**63 - 1
 """The key of no neighbour; sorts behind every other."""
-_PAIR_BYTES = 1 << 27
+_WORTH = 50_000
+"""Pairs from which on loading the compiled loops is worth its second."""
+RESCORE_BYTES = 1 << 22
+"""What a thread holds of the vectors that it scores."""
 
 
 def slack_of(
@@ -92,43 +95,69 @@ def results_of(keys: NDArray[np.int64], *, euclidean: bool) -> tuple[NDArray[np.
 def rescore(
     queries: NDArray[np.float32], corpus: Vectors, candidates: NDArray[np.int64], *, k: int, euclidean: bool
 ) -> NDArray[np.int64]:
-    """Keys [q, k], ascending, of the best of candidates [q, c] (-1: none).
+    """Keys [q, k], ascending, of the best of candidates [q, c] (-1: none); [q, c] where there are fewer than k.
 
-    Reads each candidate's vector from the corpus, in the order of the corpus, a bounded number at a time.
+    Reads each candidate's vector from the corpus, in the order of the corpus, a bounded number at a time in each of
+    torch's threads.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
     import torch
 
     keys = np.full(candidates.shape, EMPTY, dtype=np.int64)
     asker, column = np.nonzero(candidates >= 0)
     wanted = candidates[asker, column]
-    order = np.argsort(wanted, kind="stable")
-    step = max(1, _PAIR_BYTES // (16 * queries.shape[1]))
-    for start in range(0, len(order), step):
-        part = order[start : start + step]
-        own, inverse = np.unique(wanted[part], return_inverse=True)
-        rows = np.ascontiguousarray(corpus.take(own), dtype=np.float32)
-        scores = score_pairs(queries, rows, asker[part], inverse, euclidean=euclidean)
+    compiled = len(wanted) > _WORTH and has_numba()
+    order = np.argsort(wanted)
+    asker, column, wanted = asker[order], column[order], wanted[order]
+    fresh = np.diff(wanted, prepend=-1) > 0
+    number = np.cumsum(fresh) - 1  # of the row among those that are read
+    most = max(1, RESCORE_BYTES // ((4 if compiled else 32) * queries.shape[1]))
+    if compiled:
+        starts = np.searchsorted(number, np.arange(0, number[-1] + 1, most))
+    else:
+        starts = np.arange(0, len(wanted), most)
+
+    def some(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        inverse = number[part] - number[start]
+        own = np.append(True, inverse[1:] > inverse[:-1])
+        rows = np.ascontiguousarray(corpus.take(wanted[part][own]), dtype=np.float32)
+        scores = score_pairs(queries, rows, asker[part], inverse, euclidean=euclidean, compiled=compiled)
         told = keys_of(torch.from_numpy(scores), torch.from_numpy(wanted[part]))
         keys[asker[part], column[part]] = told.numpy()
+
+    stops = [*starts[1:], len(wanted)]
+    if len(starts) < 2:
+        list(map(some, starts, stops))
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(some, starts, stops))
     keys.sort(axis=1)
     return keys[:, :k]
 
 
 def score_pairs(
-    queries: NDArray[np.float32], rows: NDArray[np.float32], left: NDArray[Any], right: NDArray[Any], *, euclidean: bool
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    left: NDArray[Any],
+    right: NDArray[Any],
+    *,
+    euclidean: bool,
+    compiled: bool,
 ) -> NDArray[np.float32]:
-    """Scores [m] of queries[left[m]] and rows[right[m]]."""
+    """Scores [m] of queries[left[m]] and rows[right[m]]; the compiled loops give the same."""
     import numpy as np
     import torch
 
     scores = np.empty(len(left), dtype=np.float32)
-    if len(left) > 50_000 and has_numba():
+    if compiled:
         from data_prep.neighbors import kernels
 
         kernels.pairs(queries, rows, left, right, euclidean, scores)
         return scores
-    step = max(1, _PAIR_BYTES // (32 * queries.shape[1]))
+    step = max(1, RESCORE_BYTES // (32 * queries.shape[1]))
     for start in range(0, len(left), step):
         a, b = queries[left[start : start + step]], rows[right[start : start + step]]
         scores[start : start + step] = exact(torch.from_numpy(a), torch.from_numpy(b), euclidean=euclidean).numpy()

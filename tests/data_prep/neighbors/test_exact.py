@@ -118,7 +118,7 @@ def test_blocks_threads_and_budgets_change_no_bit(metric: str) -> None:
             (3, {"panel_rows": 512, "block_rows": 1}),
             (1, {"compiled": False, "panel_rows": 1100}),
             (2, {"compiled": False, "block_rows": 900}),
-            (2, {"budget_gb": 0.08}),
+            (2, {"budget_gb": 0.11}),
         ):
             torch.set_num_threads(threads)
             results.append(_compute(queries, corpus, k=40, metric=metric, bins=4096, **{"compiled": True, **blocks}))
@@ -128,6 +128,27 @@ def test_blocks_threads_and_budgets_change_no_bit(metric: str) -> None:
     for other in results[1:]:
         for name, array in results[0].items():
             assert np.array_equal(array, other[name]), name
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("kind", ["near", "ties", "ascending"])
+def test_candidates_wait_over_many_panels(kind: str, metric: str) -> None:
+    """Rows that rounding cannot tell apart, more than may wait, spread over all panels; and ever better ones."""
+    draw = np.random.default_rng(3)
+    centre, rest = unit(1, 24, 1), unit(11_000, 24, 2)
+    if kind == "ascending":
+        corpus = rest[np.argsort(rest @ centre[0], kind="stable")]
+    else:
+        noise = 3e-7 * draw.standard_normal((11_000, 24)) * (kind == "near")
+        corpus = np.where(draw.random((11_000, 1)) < 0.2, centre + noise, rest).astype(np.float32)
+    queries = np.concatenate([centre, unit(9, 24, 4), corpus[::1400]])
+    truth = all_scores(queries, corpus, metric)
+    for k in (1, 30, 300):
+        expected = best(truth, k, metric)
+        for more in ({"panel_rows": 2048}, {"panel_rows": 4096}, {"compiled": False, "panel_rows": 2048}, {}):
+            found = _compute(queries, corpus, k=k, metric=metric, bins=64, **{"compiled": True, **more})
+            np.testing.assert_array_equal(found["indices"], expected)
+            np.testing.assert_array_equal(found["scores"], np.take_along_axis(truth, expected, 1))
 
 
 def test_float16_vectors_read_as_they_are() -> None:
