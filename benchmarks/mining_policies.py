@@ -7,7 +7,7 @@ Two questions. `mined`: positives and negatives both come from the corpora, by t
 known, the policy only adds hard negatives; this isolates what negatives do. Every row of the table is one policy,
 finetuned with the same budget; all start at the same weights, see the same number of pairs and are scored on the same
 queries, so differences are paired. The teacher is MiniLM itself. Every cell is kept in the work folder: a run that is
-killed goes on with the next one.
+killed goes on with the next one, and `--page-only` writes the page of the cells that are there.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ POLICIES: dict[str, dict[str, dict[str, Any]]] = {
         "positive-aware": {},
         "no negatives": {"negatives_per_query": 0},
         "without false-negative rules": FREE,
+        "without the 95 % rule": {"without": ["ratio"]},
         "language of the query": {"languages": "query"},
         "language of the positive": {"languages": "positive"},
         "random negatives": RANDOM,
@@ -135,11 +136,16 @@ def mine(place: Place, family: str, name: str, given: dict[str, Any]) -> dict[st
     return told
 
 
+def cell_file(place: Place, family: str, name: str | None, seed: int) -> Path:
+    """Where a cell's scores are kept."""
+    return place.work / "cells" / f"{slug(family, name or 'as published', seed)}.json"
+
+
 def cell(place: Place, family: str, name: str | None, seed: int, *, negatives: bool) -> Path:
     """Train and score one cell in its own process, unless that was done before; its result file."""
     args = place.args
-    label = slug(family, name or "as published", seed)
-    out = place.work / "cells" / f"{label}.json"
+    out = cell_file(place, family, name, seed)
+    label = out.stem
     if out.exists():
         return out
     out.parent.mkdir(exist_ok=True)
@@ -166,12 +172,15 @@ def cell(place: Place, family: str, name: str | None, seed: int, *, negatives: b
     return out
 
 
-def scores_of(paths: list[Path]) -> dict[str, NDArray[Any]]:
+Scores = dict[int, dict[str, Any]]
+"""Seed → set → recall@10 of each query."""
+
+
+def mean_of(scores: Scores) -> dict[str, NDArray[Any]]:
     """recall@10 by set and query, the mean over seeds."""
     import numpy as np
 
-    read = [read_json(path)["recalls"] for path in paths]
-    return {name: np.mean([one[name] for one in read], axis=0) for name in read[0]}
+    return {name: np.mean([one[name] for one in scores.values()], axis=0) for name in next(iter(scores.values()))}
 
 
 def rate_of(told: dict[str, Any] | None) -> str:
@@ -179,17 +188,22 @@ def rate_of(told: dict[str, Any] | None) -> str:
     return "" if told is None else "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * told[n] for n in ("rate", "low", "high")))
 
 
-def page_of(place: Place, family: str, mined: dict[str, Any], results: dict[str, dict[str, NDArray[Any]]]) -> list[str]:
-    """The tables of one family."""
+def page_of(place: Place, family: str, mined: dict[str, Any], results: dict[str, Scores], base: Scores) -> list[str]:
+    """The tables of one family; differences are taken over the seeds that both have."""
     names = [path.name for path in place.sets]
     reference = next(iter(POLICIES[family]))
     rows = []
-    for name, values in results.items():
-        apart = {n: v - results[reference][n] for n, v in values.items()} if reference in results else values
-        against = "" if name == reference else interval(apart)
+    for name, scores in [*results.items(), ("as published", base)]:
+        values, against = mean_of(scores), ""
+        both = [seed for seed in results.get(reference, {}) if seed in scores or name == "as published"]
+        if name != reference and both:
+            own = base if name == "as published" else {seed: scores[seed] for seed in both}
+            other = mean_of({seed: results[reference][seed] for seed in both})
+            against = interval({n: v - other[n] for n, v in mean_of(own).items()})
         each = [f"{values[n].mean():.3f}" for n in names]
-        rows.append([name, *each, interval(values).replace("+", ""), against])
-    head = ["recall@10", *names, "mean over sets [95 % interval]", f"minus {reference}"]
+        seeds = "" if name == "as published" else str(len(scores))
+        rows.append([name, seeds, *each, interval(values).replace("+", ""), against])
+    head = ["recall@10", "seeds", *names, "mean over sets [95 % interval]", f"minus {reference}"]
     facts = []
     for name, told in mined.items():
         counts, false = told["counts"], told["false_negatives"] or {}
@@ -222,6 +236,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="cells at once")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--page-only", action="store_true", help="train nothing: the page of the cells that are there")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -272,14 +287,18 @@ def main(argv: list[str] | None = None) -> int:
     asked = [
         (family, name, seed) for seed in range(args.seeds) for family, policies in families.items() for name in policies
     ]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        published = pool.submit(cell, place, "any", None, 0, negatives=False)
-        running = {
-            key: pool.submit(cell, place, *key, negatives=mined[key[0]][key[1]]["counts"]["negatives"] > 0)
-            for key in asked
-        }
-        done = {key: future.result() for key, future in running.items()}
-        base = scores_of([published.result()])
+    if args.page_only:
+        done = {key: path for key in asked if (path := cell_file(place, *key)).exists()}
+    else:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            published = pool.submit(cell, place, "any", None, 0, negatives=False)
+            running = {
+                key: pool.submit(cell, place, *key, negatives=mined[key[0]][key[1]]["counts"]["negatives"] > 0)
+                for key in asked
+            }
+            done = {key: future.result() for key, future in running.items()}
+            published.result()
+    base: Scores = {0: read_json(cell_file(place, "any", None, 0))["recalls"]}
     sizes = f"{Shards(place.work / 'documents', 'documents').rows:,} documents"
     sizes += f", {Shards(place.work / 'labelled', 'pairs').rows:,} labelled pairs"
     parts = [
@@ -288,16 +307,18 @@ def main(argv: list[str] | None = None) -> int:
             threads=args.threads, load_before=load, packages=_facts.versions(sys.executable, PACKAGES)
         ),
         f"all-MiniLM-L6-v2, teacher and student; {sizes}. {args.steps} steps of {args.batch} pairs with one hard "
-        f"negative each (none where there are none), mean over {args.seeds} seed(s) of the order. Texts cut at "
+        f"negative each (none where there are none), mean over the seeds of the order. Texts cut at "
         f"{args.max_tokens} tokens, InfoNCE at temperature 0.05, AdamW at {args.rate:g} with linear warm-up and decay. "
         "Development sets, whose texts are in no training text. Intervals are paired bootstrap over queries inside "
         "each set; they do not speak of other seeds.",
     ]
     for family, policies in families.items():
-        results = {name: scores_of([done[family, name, seed] for seed in range(args.seeds)]) for name in policies} | {
-            "as published": base
-        }
-        parts += page_of(place, family, mined[family], results)
+        results: dict[str, Scores] = {}
+        for key, path in done.items():
+            if key[0] == family:
+                results.setdefault(key[1], {})[key[2]] = read_json(path)["recalls"]
+        results = {name: results[name] for name in policies if name in results}
+        parts += page_of(place, family, {n: mined[family][n] for n in results}, results, base)
     page = "\n\n".join(parts) + "\n"
     print(page)
     out = args.out or (None if args.quick else _facts.RESULTS / "mining_policies.md")

@@ -46,6 +46,13 @@ def format_count(value: float | str) -> str:
     return f"{value:.4g}"
 
 
+def counted(value: int, unit: str) -> str:
+    """`3 rows`, `1 row`, `1 query`: a number with its unit, which is given in the plural."""
+    if value == 1:
+        unit = unit[:-3] + "y" if unit.endswith("ies") else unit.removesuffix("s")
+    return f"{value:,} {unit}"
+
+
 class TerminalProgress(Progress):
     """Shows the stage, its bars and the values beside them.
 
@@ -117,7 +124,7 @@ class TerminalProgress(Progress):
         if self._terminal and not self._silent:
             self._guard(self._open_bar)
         else:
-            self._write(f"{self._prefix()}{label}" + (f": {total:,} {unit}" if total is not None else ""))
+            self._write(f"{self._prefix()}{label}" + (f": {counted(total, unit)}" if total is not None else ""))
 
     def advance(self, n: int = 1, **shown: float | str) -> None:
         """Move the bar by `n` units and remember the values to show beside it."""
@@ -147,22 +154,25 @@ class TerminalProgress(Progress):
 
     def _line(self, now_s: float) -> str:
         rate = self._rate(now_s)
-        total = f"/{self._total:,}" if self._total is not None else f" {self._unit}"
+        done = f"{self._done:,}/{self._total:,}" if self._total is not None else counted(self._done, self._unit)
         eta = ""
         if self._total is not None and 0 < self._done < self._total:
             eta = f"  ETA {format_seconds((self._total - self._done) / rate)}"
-        return f"{self._prefix()}{self._label} {self._done:,}{total}  {format_count(rate)}/s{eta}{self._values()}"
+        return f"{self._prefix()}{self._label} {done}  {format_count(rate)}/s{eta}{self._values()}"
 
     def _finish_bar(self) -> None:
         if not self._open:
             return
         self._drop_bar()
         now_s = self._clock()
-        total = f"/{self._total:,}" if self._total is not None and self._done != self._total else ""
-        self._write(
-            f"{self._prefix()}{self._label} {self._done:,}{total} {self._unit} in "
-            f"{format_seconds(now_s - self._started_s)}  {format_count(self._rate(now_s))}/s{self._values()}"
-        )
+        took = f"in {format_seconds(now_s - self._started_s)}"
+        done, rate = counted(self._done, self._unit), f"  {format_count(self._rate(now_s))}/s"
+        if self._total is not None and self._done != self._total:
+            done = f"{self._done:,} of {counted(self._total, self._unit)}"
+        elif self._total is None and self._done == 0:
+            done = rate = ""  # a bar that never counted: saving, say
+        said = " ".join(word for word in (self._label, done, took) if word)
+        self._write(f"{self._prefix()}{said}{rate}{self._values()}")
 
     def _drop_bar(self) -> None:
         self._open = False

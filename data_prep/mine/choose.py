@@ -27,7 +27,7 @@ _ARRAYS = ("rows", "scores", "candidates", "candidate_scores", "own_keys")
 
 def skipped(rule: Rule) -> str:
     """What counts call the candidates that a rule took away."""
-    return f"skipped_negative_{'near_positive' if rule == 'duplicate' else rule}"
+    return f"skipped_negative_{rule}"
 
 
 @dataclass

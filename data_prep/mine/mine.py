@@ -253,7 +253,7 @@ def _takes_most(mined: Mined) -> str:
         "max_score": "mine.policy.negative_max_score (raise it)",
         "ratio": "mine.policy.negative_max_ratio (raise it, or move the window away from the query)",
         "margin": "mine.policy.negative_margin (lower it, or move the window away from the query)",
-        "near_positive": "mine.policy.duplicate_score (raise it)",
+        "duplicate": "mine.policy.duplicate_score (raise it)",
         "near_copy": "mine.policy.near_copy (raise it)",
         "translation": "mine.policy.translation_score (raise it)",
         "second_teacher": "mine.policy.agreement_ratio (raise it)",
