@@ -6,6 +6,9 @@ with code 2. Every other exception is a defect of rumpun and keeps its traceback
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake that the user can mend.
@@ -21,3 +24,12 @@ class UserError(Exception):
         self.value = value
         self.rule = rule
         self.fix = fix
+
+
+@contextmanager
+def within(table: str) -> Iterator[None]:
+    """Say which table of the recipe a mistake stands in: for code that serves several tables and cannot know."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{table}: {error.value}", error.rule, error.fix) from error

@@ -163,10 +163,12 @@ def model_path(name: str) -> str:
     The package is looked up but not imported.
 
     Raises:
-        UserError: the package is not installed, or carries no folder with a modules.json.
+        UserError: the package is not installed, or carries no folder with a modules.json; a path that is no folder.
     """
     if not name.startswith(_PACKAGE):
-        return name
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise UserError(f"model {name!r}", "no such folder", "give a model folder or a Hugging Face id")
+        return str(Path(name).expanduser()) if name.startswith("~") else name
     import importlib.util
 
     package = name.removeprefix(_PACKAGE)

@@ -53,12 +53,14 @@ def add_negatives(
     fanout: Fanout | None = None,
     scratch: Path | None = None,
     cache: Path | None = None,
+    table: str = "mine",
 ) -> dict[str, int | float]:
     """Write `out/pairs`: the pairs with mined negatives added, with the scores of positives and negatives.
 
     Args:
         pairs: a shard folder of kind `pairs`. documents: the texts that negatives are taken from.
         policy: its bounds of positives are not asked: the pairs' own are kept.
+        table: of the recipe that names the teachers, for messages.
         The others are those of `mine_pairs`.
 
     Returns:
@@ -79,7 +81,9 @@ def add_negatives(
         if not len(shards):
             raise UserError(str(pairs), "holds no pair", "give a folder with pairs")
         store = build_text_store(documents, place / "texts", progress=progress)
-        embedding = Embedding(config, out=out, place=place, cache=cache, fanout=fanout, seed=seed, progress=progress)
+        embedding = Embedding(
+            config, out=out, place=place, cache=cache, fanout=fanout, seed=seed, progress=progress, table=table
+        )
         pool = make_pool(config, store, embedding, seed=seed)
         facts = pair_facts(shards)
         task = _task(config, facts, pool, embedding, seed)

@@ -11,7 +11,7 @@ from data_prep.embed.documents import embed_documents
 from data_prep.embed.store import embed_texts
 from data_prep.embed.teacher import TeacherConfig, fit_teacher
 from data_prep.embed.vectors import ArrayVectors, Vectors
-from data_prep.errors import UserError
+from data_prep.errors import UserError, within
 from data_prep.fanout import Fanout
 from data_prep.mine.config import MineConfig
 from data_prep.mine.sides import RowsOf, Side, language_number, side_of
@@ -70,6 +70,7 @@ class Embedding:
         out: `out/teacher` (and `out/second_teacher`) get the fitted teachers.
         place: outlives a crash: what is embedded there is not embedded again.
         cache: of all teachers' vectors; None keeps none. fanout: shares the embedding of documents.
+        table: of the recipe that names the teachers, for messages.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Embedding:
         fanout: Fanout | None,
         seed: int,
         progress: Progress,
+        table: str = "mine",
     ) -> None:
         self._config, self._out, self._place, self._cache, self._fanout = config, out, place, cache, fanout
+        self._table = table
         self._seed, self._progress = seed, progress
         self.teachers: list[Teacher] = []
 
@@ -96,8 +99,8 @@ class Embedding:
         """Make the teachers. `texts(most)` gives at most so many texts of the corpus, to learn from."""
         for name, config in self._configs():
             sample = texts(config.fit_documents) if config.kind == "tfidf" else []
-            self.teachers.append(
-                fit_teacher(
+            with within(f"{self._table}.{name}"):
+                made = fit_teacher(
                     config,
                     sample,
                     out=self._out / name,
@@ -105,7 +108,7 @@ class Embedding:
                     progress=self._progress,
                     log=self._place / "requests",
                 )
-            )
+            self.teachers.append(made)
 
     def _in_memory(self, teacher: Teacher, config: TeacherConfig, count: int) -> bool:
         return config.kind == "tfidf" and count * teacher.dimension * 4 <= _IN_MEMORY_BYTES

@@ -61,11 +61,12 @@ def representatives(store: TextStore, *, language: str) -> Views:
 def view_rows(pool: Pool, views: Views, asked: NDArray[np.int64], mined: Mined) -> Iterator[tuple[dict[str, Any], str]]:
     """A pair row for every view of every kept text, with the source of its query.
 
-    Lists hold a text once, compared in lower case; a row without a positive or a negative is left out.
+    Lists hold a text once, compared in lower case; a row without a positive or a negative is left out and counted.
     """
     import numpy as np
 
     store = pool.store
+    mined.counts |= {"refused_view_without_positive": 0, "refused_view_without_negative": 0}
     for number in np.flatnonzero(mined.kept).tolist():
         own = int(pool.numbers[asked[number]])
         lists = []
@@ -82,6 +83,7 @@ def view_rows(pool: Pool, views: Views, asked: NDArray[np.int64], mined: Mined) 
                 _without(store, rows, query if n == 0 else None) for n, rows in enumerate(lists)
             )
             if not positives or not negatives:
+                mined.counts[f"refused_view_without_{'negative' if positives else 'positive'}"] += 1
                 continue
             yield (
                 pair_row(

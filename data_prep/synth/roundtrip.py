@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.embed.store import StoredVectors, embed_texts
+from data_prep.errors import within
 from data_prep.files import content_id
 from data_prep.progress import Progress
 from data_prep.shards import Shards
@@ -77,7 +78,8 @@ class RoundTrip:
 
         step = max(1, self.rows // config.teacher.fit_documents)
         sample = [row["text"] for row in islice(self._chunks(), 0, None, step)]
-        return fit_teacher(config.teacher, sample, out=scratch / "teacher", seed=seed, progress=self._progress)
+        with within("synth.teacher"):
+            return fit_teacher(config.teacher, sample, out=scratch / "teacher", seed=seed, progress=self._progress)
 
     def found(self, candidates: Sequence[dict[str, Any]]) -> list[bool]:
         """Whether each candidate's question finds all of its chunks."""

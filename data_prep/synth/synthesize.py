@@ -267,7 +267,7 @@ def _mine(
     counts = add_negatives(
         pairs, documents=documents, policy=config.negatives, teacher=config.teacher, out=work / "mined", seed=seed,
         progress=progress, fanout=fanout, scratch=work / "mining",
-        cache=(cache or work) / "embeddings",
+        cache=(cache or work) / "embeddings", table="synth",
     )  # fmt: skip
     made = work / "mined" / "pairs"
     out.mkdir(parents=True, exist_ok=True)

@@ -133,6 +133,13 @@ def test_the_procedure_of_the_paper(views: Path) -> None:
     # a text without any far text is dropped, as theirs was
     nobody = np.flatnonzero(~(distances > FAR).any(axis=1))
     assert not set(nobody.tolist()) & set(drawn)
+    # every view that gives no row is counted
+    asked = sum(len(group) for n, group in enumerate(groups.values()) if n not in nobody)
+    refused = counts["refused_view_without_positive"] + counts["refused_view_without_negative"]
+    assert counts["pairs"] + refused == asked
+    alone = _mine(views, "alone", positive_max_distance=1e-4)  # nobody is near: views of the text itself are left
+    refused = alone["refused_view_without_positive"] + alone["refused_view_without_negative"]
+    assert alone["pairs"] + refused == asked and refused > 0
 
 
 def test_the_cut_offs_of_every_corpus() -> None:
