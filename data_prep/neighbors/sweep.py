@@ -59,7 +59,8 @@ def shape_of(
         return size
 
     width = -(-(dimension + euclidean) // _ALIGNED) * _ALIGNED
-    rows, columns = fit(query_rows, 4096 if cuda else 512), fit(corpus_rows, 8192 if cuda else 2048)
+    rows = fit(query_rows, 4096) if cuda else fit(-(-query_rows // 4), 512)  # few queries too give several threads work
+    columns = fit(corpus_rows, 8192 if cuda else 2048)
     wanted = panel_rows or max(1024, (1 << (28 if cuda else 22)) // width)
     return Shape(rows, columns, -(-min(wanted, corpus_rows) // columns) * columns, width)
 
