@@ -310,7 +310,8 @@ def main(argv: list[str] | None = None) -> int:
         f"negative each (none where there are none), mean over the seeds of the order. Texts cut at "
         f"{args.max_tokens} tokens, InfoNCE at temperature 0.05, AdamW at {args.rate:g} with linear warm-up and decay. "
         "Development sets, whose texts are in no training text. Intervals are paired bootstrap over queries inside "
-        "each set; they do not speak of other seeds.",
+        "each set; they do not speak of other seeds."
+        + (" Written from the cells that were there, which several commits computed." if args.page_only else ""),
     ]
     for family, policies in families.items():
         results: dict[str, Scores] = {}
