@@ -111,7 +111,8 @@ class Computer:
         shape, plan = self._shape, self._plan
         fixed = 8 * SLOTS * shape.panel * shape.width
         fixed += threads * (shape.rows * shape.columns * (8 if self._compiled else 24) + RESCORE_BYTES)
-        row = 4 * shape.width + 4 * plan.bins + 56 * plan.k + 28 * room_of(plan.k) + 64
+        copied = 0 if shape.width == self._queries.dimension else shape.width  # without what fills the rows up
+        row = 4 * (shape.width + copied + plan.bins) + 56 * plan.k + 28 * room_of(plan.k) + 64
         tiles = int((0.45 * budget_gb * 1e9 - fixed) / (row * shape.rows))
         if tiles < 1:
             raise UserError(

