@@ -25,6 +25,8 @@ COUNTS = {
     "pairs": ("read", "kept", "evaluation_overlap"),
     "mine": ("documents", "queries", "pairs", "negatives"),
     "synth": ("pairs", "title", "question", "cloze"),
+    "gate": ("checked", "evaluation_texts", "overlapping"),
+    "gate_pairs": ("checked", "overlapping"),
     "truncate": ("base_layers", "layers", "parameters"),
     "pretrain": ("steps", "world_size", "tokens", "validation_loss_before", "validation_loss_after"),
     "finetune": ("steps", "world_size", "tokens", "loss_first", "loss_last"),
