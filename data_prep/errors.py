@@ -28,8 +28,16 @@ class UserError(Exception):
 
 @contextmanager
 def within(table: str) -> Iterator[None]:
-    """Say which table of the recipe a mistake stands in: for code that serves several tables and cannot know."""
+    """Say which table of the recipe a mistake stands in: for code that serves several tables and cannot know.
+
+    A value that is a setting (`dimension = 256`) becomes one of the table (`mine.teacher.dimension = 256`).
+
+    Raises:
+        UserError: the one that was raised inside, with the table before its value.
+    """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{table}: {error.value}", error.rule, error.fix) from error
+        key, equals, _ = error.value.partition(" = ")
+        between = "." if equals and key.replace(".", "").isidentifier() else ": "
+        raise UserError(f"{table}{between}{error.value}", error.rule, error.fix) from error

@@ -18,7 +18,7 @@ from data_prep.endpoint.config import EndpointConfig
 from data_prep.endpoint.endpoint import Endpoint
 from data_prep.endpoint.request import Reply, Request, embeddings
 from data_prep.endpoint.session import Failed, Session
-from data_prep.errors import UserError
+from data_prep.errors import UserError, within
 from data_prep.progress import Progress
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ class EndpointEmbedder:
         self._served = self._served or reply.model
         return reply.vectors
 
+    @within("endpoint")
     def _probe(self) -> None:
         """One short text: how vectors may travel, and how long they are. Once a process."""
         if self._probed:

@@ -167,18 +167,18 @@ def checked(
             small[block] = vectors[block]
     other = "remove the text, or use another teacher"
     faults: list[tuple[Any, str, str]] = [
-        (~np.isfinite(lengths), "is not finite (NaN or infinite)", f'{other} or mine.teacher.dtype = "float32"'),
+        (~np.isfinite(lengths), "is not finite (NaN or infinite)", f'{other} or dtype = "float32"'),
         (
             largest > _LARGEST,
             "holds a number that float16 cannot",
-            "set mine.teacher.normalise = true",
+            "set the teacher's normalise = true",
         ),
     ]
     if not teacher.may_be_zero:
         faults.append((~small.any(axis=1), "is all zero", other))
     if teacher.normalised:
         wrong = (np.abs(lengths - 1) > _UNIT_ERROR) & (lengths > 0)
-        faults.append((wrong, "is not of unit length, as the teacher says", "set mine.teacher.normalise = false"))
+        faults.append((wrong, "is not of unit length, as the teacher says", "set the teacher's normalise = false"))
     for fault, rule, fix in faults:
         _refuse(fault, items, teacher, rows, rule, fix)
     return small

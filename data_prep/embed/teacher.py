@@ -84,7 +84,7 @@ class TeacherConfig(Section):
             ("passage", self.passage_prefix, self.passage_prompt),
         ):
             if prefix is not None and name is not None:
-                raise ValueError(f"mine.teacher: give {role}_prefix (a text) or {role}_prompt (a name), not both")
+                raise ValueError(f"{role}_prefix (a text) and {role}_prompt (a name) are given. Fix: not both")
         return self
 
 

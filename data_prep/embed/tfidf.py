@@ -63,9 +63,9 @@ def fit(config: TeacherConfig, texts: Sequence[str], *, out: Path, seed: int, pr
         matrix = vectorizer.fit_transform([(config.passage_prefix or "") + text for text in texts])
     except ValueError as error:  # scikit-learn: no term survives min_df, or the texts hold none
         raise UserError(
-            f"mine.teacher on {len(texts)} documents",
+            f"TF-IDF on {len(texts)} documents",
             f"finds no term that {config.min_documents} documents share",
-            "give more text or lower mine.teacher.min_documents",
+            "give more text or lower the teacher's min_documents",
         ) from error
     tensors: dict[str, NDArray[Any]] = {"idf": np.ascontiguousarray(vectorizer.idf_, dtype=np.float32)}
     if config.reduction == "svd":
@@ -89,9 +89,9 @@ def _svd(matrix: Any, dimension: int, seed: int) -> NDArray[np.float32]:
     most = min(matrix.shape) - 1
     if dimension > most:
         raise UserError(
-            f"mine.teacher.dimension = {dimension}",
+            f"dimension = {dimension}",
             f"must be at most {most}: the teacher sees {matrix.shape[0]} documents and {matrix.shape[1]} terms",
-            "lower mine.teacher.dimension or give more text",
+            "lower the teacher's dimension or give more text",
         )
     # LAPACK's threads share a sum out differently, and so round it differently: one thread gives the same teacher
     # everywhere. Embedding calls no BLAS (the term matrix is sparse).

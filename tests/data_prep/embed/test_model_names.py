@@ -35,6 +35,17 @@ def test_the_table_is_named(table: str, tmp_path: Path) -> None:
         embedding.fit(lambda most: [])
 
 
+@pytest.mark.parametrize("table", ["mine", "synth"])
+def test_a_setting_is_told_with_its_whole_key(table: str, tmp_path: Path) -> None:
+    texts = ["harga ikan naik lagi", "harga ikan di pasar", "ikan segar di pasar pagi", "pasar pagi dan ikan naik"]
+    embedding = Embedding(
+        MineConfig(teacher=TeacherConfig(dimension=64)), out=tmp_path, place=tmp_path, cache=None, fanout=None, seed=0,
+        progress=Progress(), table=table,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=rf"^{table}\.teacher\.dimension = 64: must be at most"):
+        embedding.fit(lambda most: texts)
+
+
 def test_other_errors_pass_as_they_are() -> None:
     with pytest.raises(KeyError), within("mine"):
         raise KeyError("x")
