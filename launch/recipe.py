@@ -32,6 +32,7 @@ from data_prep.tokenizer import TokenizerConfig
 from data_prep.tokens import TokensConfig
 from eval.retrieval import EvalConfig
 from launch.fanout import FanoutConfig
+from launch.slurm.config import SlurmConfig
 from train.backbone import BaseConfig
 from train.encoder import EncoderConfig
 from train.export import ExportConfig
@@ -93,6 +94,7 @@ class Recipe(Section):
     guard: GuardConfig = GuardConfig()
     launch: LaunchConfig = LaunchConfig()
     fanout: FanoutConfig = FanoutConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @model_validator(mode="after")
     def _tables_agree(self) -> Recipe:

@@ -1,0 +1,1 @@
+"""SLURM: jobs of a recipe, what runs inside them, and what becomes of them."""
