@@ -15,6 +15,7 @@ from launch.stages import SCRATCH
 
 if TYPE_CHECKING:
     from data_prep.fanout import Fanout
+    from launch.ranks import Starter
     from launch.recipe import Recipe
 
 PLACEHOLDER = "{data}"
@@ -30,6 +31,7 @@ class Binding:
         data: what `{data}` stands for, None where neither --data nor [generate] gives one.
         fresh: whether training phases start over beside an unfinished history.
         deadline: seconds since the epoch after which training saves and stops, None for no limit.
+        starter: who starts the ranks of a training phase; None: this machine.
     """
 
     recipe: Recipe
@@ -37,6 +39,7 @@ class Binding:
     data: Path | None
     fresh: bool = False
     deadline: float | None = None
+    starter: Starter | None = None
 
     def _fill(self, value: Any) -> Any:
         """Replace `{data}` in every string of a JSON value."""

@@ -190,6 +190,7 @@ class Builders:
         summary = run_phase(
             {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in given.items()},
             out=out, logs=(self.run / "logs" / phase).resolve(), launch=self.recipe.launch, progress=progress,
+            starter=self.at.starter,
         )  # fmt: skip
         wanted = (
             "steps",

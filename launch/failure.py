@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from train.exit_codes import DEFECT, HUNG
 
@@ -20,14 +21,16 @@ class RankFailure(Exception):
 
     Attributes:
         line: what happened, without the log. cause: the same without what differs between equal failures.
-        exit_code: what the command ends with.
+        exit_code: what the command ends with. hosts: the nodes that it happened on, where they are known.
+        again_here: whether starting again on the same nodes could help.
     """
 
     exit_code = DEFECT
+    again_here = True
 
-    def __init__(self, message: str, *, line: str, cause: str) -> None:
+    def __init__(self, message: str, *, line: str, cause: str, hosts: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.line, self.cause = line, cause
+        self.line, self.cause, self.hosts = line, cause, tuple(hosts)
 
 
 class Hung(RankFailure):
@@ -35,8 +38,21 @@ class Hung(RankFailure):
 
     exit_code = HUNG
 
-    def __init__(self, line: str) -> None:
-        super().__init__(line, line=line, cause=normalised(re.sub(r"\bfor \d+ s|pid \d+|host \S+", "", line)))
+    def __init__(self, line: str, *, hosts: Sequence[str] = ()) -> None:
+        cause = normalised(re.sub(r"\bfor \d+ s|pid \d+|host \S+", "", line))
+        super().__init__(line, line=line, cause=cause, hosts=hosts)
+
+
+class NodeFailure(RankFailure):
+    """Nodes did not come, are sick, or are gone."""
+
+    again_here = False
+
+
+def hosts_of(verdict: Mapping[str, Any]) -> list[str]:
+    """The nodes of the ranks that a verdict accuses; none where all wait for each other."""
+    guilty = set(verdict.get("guilty", ()))
+    return sorted({w["host"] for w in verdict.get("ranks", ()) if w["rank"] in guilty and "host" in w})
 
 
 def normalised(line: str) -> str:
@@ -86,9 +102,8 @@ class Logs:
         return f"End of {self.places[rank] / 'stderr.log'}:\n" + "\n".join(texts[rank].splitlines()[-_LINES:])
 
 
-def rank_failure(phase: str, rank: int, code: int, logs: Logs, *, pids: Mapping[int, int]) -> RankFailure:
-    """The failure of a start whose first rank to fail ended with this code."""
-    who = f"rank {rank} (pid {pids[rank]})"
+def rank_failure(phase: str, rank: int, code: int, logs: Logs, *, who: str, host: str | None = None) -> RankFailure:
+    """The failure of a start whose first rank to fail ended with this code. `who`: the rank in words."""
     if code < 0:
         cause = signal_name(code)
         line = f"{who} was killed by {cause}"
@@ -99,4 +114,4 @@ def rank_failure(phase: str, rank: int, code: int, logs: Logs, *, pids: Mapping[
         cause = normalised(last[0]) if last else f"exit code {code}"
         line = f"{who} ended with exit code {code}" + (f" ({last[0].strip()[:200]})" if last else "")
     message = f"{phase} failed in a rank: {line}. {logs.end(rank)}\nAll logs: {logs.folder}"
-    return RankFailure(message, line=line, cause=cause)
+    return RankFailure(message, line=line, cause=cause, hosts=[host] if host else [])

@@ -7,7 +7,7 @@ steps that it will take again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -90,10 +90,16 @@ def _identity(stream: BinaryIO) -> tuple[int, int]:
 
 
 class Relay:
-    """Shows what one start of the ranks writes into `folder`; make it before they start."""
+    """Shows what one start of the ranks writes into `folder`; make it before they start.
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
-        self._folder, self.progress = folder, progress
+    Args:
+        stepping: called once, with facts, when the first step of this start has ended.
+    """
+
+    def __init__(
+        self, folder: Path, progress: Progress, *, stepping: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self._folder, self.progress, self._stepping = folder, progress, stepping
         (folder / STATUS).unlink(missing_ok=True)  # an earlier start's
         self._metrics = Tail(folder / METRICS)
         self._status: dict[str, Any] = {}
@@ -119,6 +125,9 @@ class Relay:
     def _advance(self, records: list[dict[str, Any]]) -> None:
         for record in records:
             if "loss" in record:
+                if self._stepping is not None:
+                    self._stepping({"step": record.get("step"), "parts_s": record.get("start_parts_s", {})})
+                    self._stepping = None
                 self.progress.advance(1, **shown(record))
             elif "validation_loss" in record:
                 self.progress.advance(0, validation_loss=record["validation_loss"])
@@ -150,3 +159,11 @@ def last_step(folder: Path) -> int:
         with suppress(ValueError, KeyError, TypeError):  # a line cut off by a crash
             return int(json.loads(line)["step"])
     return 0
+
+
+def saved_step(history: Path) -> int:
+    """The step of the newest checkpoint of a history; 0 where there is none."""
+    try:
+        return int((history / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
+    except (OSError, ValueError):
+        return 0

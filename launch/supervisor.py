@@ -14,23 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.failure import RankFailure
-from launch.local import run_ranks
-from launch.relay import last_step
+from data_prep.errors import UserError
+from launch.failure import Hung, RankFailure
+from launch.local import LocalStarter
+from launch.ranks import Starter, run_ranks
+from launch.relay import last_step, saved_step
 from launch.stopping import Asked
+from train.guard import Diverged
 from train.survival import Stopped
 
 if TYPE_CHECKING:
     from data_prep.progress import Progress
     from launch.recipe import LaunchConfig
-
-
-def _saved_step(history: Path) -> int:
-    """The step of the newest checkpoint of a history; 0 where there is none."""
-    try:
-        return int((history / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
-    except (OSError, ValueError):
-        return 0
 
 
 def _empty(folder: Path) -> None:
@@ -42,8 +37,43 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
+def _outcome(error: BaseException | None, history: Path) -> dict[str, Any]:
+    """How a start of the ranks ended, for the record."""
+    facts: dict[str, Any] = {"outcome": "done", "reason": "", "saved": saved_step(history), "last": last_step(history)}
+    if error is None:
+        return facts
+    if isinstance(error, Stopped):
+        return facts | {"outcome": "stopped", "reason": error.reason}
+    if isinstance(error, RankFailure):
+        kind = "hung" if isinstance(error, Hung) else "failed"
+        return facts | {"outcome": kind, "reason": error.line, "cause": error.cause, "hosts": list(error.hosts)}
+    names = {UserError: "mistake", Diverged: "diverged"}
+    return facts | {"outcome": names.get(type(error), "stopped"), "reason": str(error) or type(error).__name__}
+
+
+def _why_not_again(
+    failure: RankFailure, failed: set[tuple[int, str]], *, step: int, restart: int, limit: int, asked: Asked
+) -> str | None:
+    """Why a failed phase is not started again here, None where it is."""
+    if asked.reason is not None:
+        return f"not restarted: {asked.reason} had asked it to stop"
+    if not failure.again_here:
+        return "not restarted here: it needs other nodes"
+    if (step, failure.cause) in failed:
+        return f"not restarted: it failed in the same way at the same place before (after step {step})"
+    if restart >= limit:
+        return f"not restarted: it was {restart} times (launch.restarts)" if restart else ""
+    return None
+
+
 def run_phase(
-    job: Mapping[str, Any], *, out: Path, logs: Path, launch: LaunchConfig, progress: Progress
+    job: Mapping[str, Any],
+    *,
+    out: Path,
+    logs: Path,
+    launch: LaunchConfig,
+    progress: Progress,
+    starter: Starter | None = None,
 ) -> dict[str, Any]:
     """Run one training phase to its end, restarting it after crashes and hangs. Arguments and results of `run_ranks`.
 
@@ -52,35 +82,39 @@ def run_phase(
     Raises:
         RankFailure: as `run_ranks`, with the reason why it was not restarted (again).
     """
+    starter = starter or LocalStarter()
     phase, history = job["phase"], Path(job.get("history", out))
     failed: set[tuple[int, str]] = set()
     with Asked() as asked:
         for restart in itertools.count():
             if asked.reason is not None:
-                raise Stopped(asked.reason, _saved_step(history))
+                raise Stopped(asked.reason, saved_step(history))
+            error: BaseException | None = None
             try:
                 return run_ranks(
-                    {**job, "restart": restart}, out=out, logs=logs, launch=launch, progress=progress, asked=asked
-                )
+                    {**job, "restart": restart}, out=out, logs=logs, launch=launch, progress=progress, asked=asked,
+                    starter=starter,
+                )  # fmt: skip
             except RankFailure as failure:
-                step = last_step(history)
-                reason = None
-                if asked.reason is not None:
-                    reason = f"not restarted: {asked.reason} had asked it to stop"
-                elif (step, failure.cause) in failed:
-                    reason = f"not restarted: it failed in the same way at the same place before (after step {step})"
-                elif restart >= launch.restarts:
-                    reason = f"not restarted: it was {restart} times (launch.restarts)" if restart else ""
+                error, step = failure, last_step(history)
+                reason = _why_not_again(
+                    failure, failed, step=step, restart=restart, limit=launch.restarts, asked=asked
+                )  # fmt: skip
                 if reason is not None:
                     failure.args = (f"{failure}" + (f"\n{reason}" if reason else ""),)
                     raise
                 failed.add((step, failure.cause))
-                saved = _saved_step(history)
+                saved = saved_step(history)
                 progress.note(
                     f"[{phase}] {failure.line}, after step {step}; going on "
                     + (f"from step {saved}" if saved else "from the beginning")
                     + f" (restart {restart + 1} of {launch.restarts})"
                 )
+            except BaseException as other:
+                error = other
+                raise
+            finally:
+                starter.note("ranks_ended", phase=phase, attempt=restart, **_outcome(error, history))
             with suppress(FileNotFoundError):
                 _empty(out)
     raise AssertionError("unreachable")

@@ -29,14 +29,14 @@ class SlurmConfig(Section):
     stage_time_min: Annotated[int, Field(ge=1)] = 240
     """The same for jobs without ranks: preparing, evaluating, exporting."""
     signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 180
-    """Seconds between the warning and the end of a training job; longer than a step and a save (`rumpun drill` measures)."""
+    """Seconds between the warning and the end of a training job: more than a step and a save (see `rumpun drill`)."""
     stage_lead_s: Annotated[int, Field(ge=1, le=65535)] = 30
     """The same for jobs without ranks: they drop the part they are at."""
     requeues: Annotated[int, Field(ge=0)] = 50
     """Links after the first that a job may take, for whatever reason: an endless loop ends here."""
     route: Literal["auto", "requeue", "successor", "array"] = "auto"
-    """How a stopped job goes on: the same job again, a new one after it, or the next of an array of `links`. `auto`: the
-    profile's."""
+    """How a stopped job goes on: the same again, a new one after it, or the next of an array of `links`. `auto`: as the
+    profile says."""
     links: Annotated[int, Field(ge=2)] = 8
     """Jobs of an array chain, which is queued as a whole; more than the training needs end at once."""
     fan_out: bool = True

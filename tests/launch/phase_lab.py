@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.progress import Progress
-from launch import local
+from launch import local, ranks
 from launch.recipe import LaunchConfig
 
 FAKE = str(Path(__file__).with_name("fake_worker.py"))
@@ -79,5 +79,5 @@ def alive(pid: int) -> bool:
 
 def use_fake(monkeypatch: Any) -> None:
     """Start fake ranks instead of launch.worker; who is left behind has a second to end."""
-    monkeypatch.setattr(local, "FAILED_LEAVE_S", 1.0)
+    monkeypatch.setattr(ranks, "FAILED_LEAVE_S", 1.0)
     monkeypatch.setattr(local, "WORKER", (FAKE,))

@@ -18,9 +18,10 @@ from phase_lab import Lab, alive, use_fake
 
 from data_prep.errors import UserError
 from data_prep.progress import Progress
-from launch import local
+from launch import local, ranks
 from launch.failure import Hung, RankFailure, normalised
-from launch.local import check_port, environment, run_ranks
+from launch.local import check_port, environment_of
+from launch.ranks import run_ranks
 from launch.recipe import LaunchConfig
 from launch.relay import Relay, Tail, last_step, shown
 from train.survival import Stopped
@@ -47,10 +48,10 @@ def test_a_taken_port_is_named() -> None:
 
 
 def test_a_rank_knows_its_place() -> None:
-    found = environment(LaunchConfig(threads_per_process=4, nproc=3, port=29511), rank=2)
+    found = environment_of(LaunchConfig(threads_per_process=4, nproc=3, port=29511), rank=2)
     assert [found[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")] == ["2", "2", "3", "3"]
     assert (found["MASTER_PORT"], found["OMP_NUM_THREADS"]) == ("29511", "4")
-    assert "MASTER_PORT" not in environment(LaunchConfig(), rank=0)
+    assert "MASTER_PORT" not in environment_of(LaunchConfig(), rank=0)
 
 
 def test_the_line_of_a_step_claims_no_mfu_that_is_not_known() -> None:
@@ -166,7 +167,7 @@ def test_a_killed_rank_is_the_cause_and_the_others_are_ended(lab: Lab) -> None:
     began = time.monotonic()
     with pytest.raises(RankFailure, match=r"pretrain failed in a rank: rank 1 \(pid \d+\) was killed by SIGKILL") as e:
         lab.run(run_ranks, plan)
-    assert time.monotonic() - began < local.FAILED_LEAVE_S + 5
+    assert time.monotonic() - began < ranks.FAILED_LEAVE_S + 5
     assert e.value.cause == "SIGKILL" and str(lab.logs) in str(e.value)
     assert not alive(*lab.pids("here-0"))
 
@@ -318,13 +319,13 @@ def test_no_rank_outlives_a_killed_launcher(lab: Lab) -> None:
     plan = [[[["touch", "here"], ["sleep", 120]]] * 2]
     job = {"phase": "pretrain", "out": str(lab.out), "plan": plan}
     starter = (
-        "import json, sys\nfrom pathlib import Path\nfrom data_prep.progress import Progress\nfrom launch import local\n"
+        "import json, sys\nfrom pathlib import Path\nfrom data_prep.progress import Progress\nfrom launch import local, ranks\n"
         "from launch.recipe import LaunchConfig\nlocal.WORKER = (sys.argv[1],)\nout = Path(sys.argv[2])\n"
-        "local.run_ranks(json.loads(sys.argv[3]), out=out, logs=out / 'logs', launch=LaunchConfig(), progress=Progress())\n"
+        "ranks.run_ranks(json.loads(sys.argv[3]), out=out, logs=out / 'logs', launch=LaunchConfig(), progress=Progress())\n"
     )
     launcher = subprocess.Popen(
         [sys.executable, "-c", starter, *local.WORKER, str(lab.out), json.dumps(job)],
-        env=environment(LaunchConfig(), rank=0),
+        env=environment_of(LaunchConfig(), rank=0),
     )
     lab.wait_for("here-0", "here-1")
     ranks = lab.pids("here-0", "here-1")

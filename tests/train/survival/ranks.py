@@ -49,7 +49,7 @@ class Result:
         first: the rank that ended badly first, None where all ended with 0.
         hit: where the ranks that `signals` went to were just then, where that is recorded.
         home: the folder of this start.
-        late: ranks that had to be killed, since they went on for longer than launch/local.py allows after the first end.
+        late: ranks that had to be killed, since they went on for longer than launch/ranks.py allows after the first end.
         stderr: of each rank. out: the folder that the ranks were told to write to.
     """
 
@@ -237,7 +237,7 @@ def _fork(request: dict[str, Any]) -> list[int]:
 
 
 def _serve(request: dict[str, Any]) -> dict[str, Any]:
-    from launch.local import FAILED_LEAVE_S, LEAVE_S
+    from launch.ranks import FAILED_LEAVE_S, LEAVE_S
 
     started = time.monotonic()
     pids = _fork(request)

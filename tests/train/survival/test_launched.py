@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.progress import Progress
-from launch import local
+from launch import local, ranks
 from launch.cli import main
 from launch.lock import RunLock
 from launch.recipe import LaunchConfig
@@ -35,4 +35,4 @@ def test_a_mistake_is_told_where_the_disk_has_no_room_for_its_file(
     (tmp_path / "out").mkdir()
     job = {"phase": "finetune", "out": str(tmp_path / "out")}
     with pytest.raises(UserError, match=r"the disk .or your quota. is full"):
-        local.run_ranks(job, out=tmp_path / "out", logs=tmp_path / "logs", launch=LaunchConfig(), progress=Progress())
+        ranks.run_ranks(job, out=tmp_path / "out", logs=tmp_path / "logs", launch=LaunchConfig(), progress=Progress())
