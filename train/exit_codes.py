@@ -17,5 +17,7 @@ HUNG = 76
 """Nobody moved for launch.hang_after_s; a verdict line says who held up the others."""
 DIVERGED = 77
 """The loss stayed bad after all rewinds that [guard] allows."""
+SUPERSEDED = 78
+"""A newer start of the same phase has taken over its history; this one has changed nothing since. No failure."""
 INTERRUPTED = 130
 """^C, twice."""
