@@ -7,7 +7,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[3]
@@ -103,13 +103,12 @@ class Cluster:
             time.sleep(0.1)
         return state
 
-    def wait_for(self, what: str, happened: object, within: float = 60.0) -> None:
+    def wait_for(self, what: str, happened: Callable[[], bool], within: float = 60.0) -> None:
         """Wait until `happened()` is true, at most `within` seconds.
 
         Raises:
             AssertionError: it is not; `what` says what was expected.
         """
-        assert callable(happened)
         until = time.monotonic() + within
         while not happened():
             if time.monotonic() > until:
@@ -161,7 +160,7 @@ class Cluster:
 
     def mend(self) -> None:
         """Cancel all jobs, start, plug and resume all nodes: the next test finds an idle cluster."""
-        if not self.testbench("status", check=False).returncode == 0:
+        if self.testbench("status", check=False).returncode != 0:
             self.testbench("controller", "start")
             for node in self.nodes:
                 self.testbench("node", node, "start")
