@@ -94,7 +94,7 @@ class Meter:
         work: Work,
         **more: Any,
     ) -> dict[str, Any]:
-        """Record a step of the global batch, and return the record.
+        """Record a step of the global batch, and return the record. What is written has `time` too, in epoch seconds.
 
         Args:
             loss: the global mean. rate: the learning rate used. norm: of the global gradient before clipping.
@@ -126,7 +126,7 @@ class Meter:
             "peak_memory_gb": peak_memory_gb(self._device),
         }
         if self._telemetry is not None:
-            self._telemetry.log(record)
+            self._telemetry.log({**record, "time": time.time()})  # of day: what happened around it has that clock
         return record
 
     def _rates(self, work: Work, seconds: float, parts: Mapping[str, float]) -> dict[str, float]:
