@@ -16,8 +16,6 @@ PAUSES_S = (1.0, 4.0, 10.0)
 PATIENCE_S = 60.0  # after so long no further try begins
 # What SLURM sets inside a job or reads as defaults for options. Where the cluster is found stays.
 _INHERITED = tuple(f"{name}_" for name in ("SLURM", "SLURMD", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SACCT", "SINFO"))
-    f"{name}_" for name in re.findall(r"\w+", "SLURM SLURMD SBATCH SALLOC SRUN SQUEUE SACCT SINFO SCANCEL")
-)
 _KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_LAB_USER"))
 
 

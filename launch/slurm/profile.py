@@ -60,9 +60,9 @@ class ClusterProfile(Section):
     """Account of those jobs; unset: the same."""
     stage_constraint: Text | None = None
     """Features for those jobs; unset: none."""
-    modules: Annotated[list[Text], Field(default_factory=list)]
+    modules: list[Text] = Field(default_factory=list)
     """Loaded with `module load` before anything runs, in this order."""
-    environment: Annotated[dict[Variable, Text], Field(default_factory=dict)]
+    environment: dict[Variable, Text] = Field(default_factory=dict)
     """Variables of every job, e.g. NCCL settings; they win over the submitting shell's."""
     interface: Annotated[str, Field(pattern=r"^[=^]?[A-Za-z0-9_.,:@-]+$")] | None = None
     """Network interface that ranks meet on (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME); unset: the libraries choose."""
@@ -72,7 +72,7 @@ class ClusterProfile(Section):
     """What jobs run in: this checkout's environment, Apptainer, or Pyxis (the scheduler's own --container-image)."""
     container_image: Text | None = None
     """File or name of the image; needed with a container."""
-    container_mounts: Annotated[list[Text], Field(default_factory=list)]
+    container_mounts: list[Text] = Field(default_factory=list)
     """Folders to see inside, `FROM` or `FROM:TO`; the checkout, the data and the run folder must be among them."""
     grace_s: Annotated[int, Field(ge=0)] | None = None
     """Seconds between the warning and the end when a job is preempted; 0: it is killed at once. Unset: not known."""
@@ -83,9 +83,9 @@ class ClusterProfile(Section):
     `array` (a chain queued at once) are for sites that forbid it."""
     max_array_tasks: Annotated[int, Field(ge=1)] | None = None
     """Tasks that an array of jobs may have; more parts of a data stage are then shared out to fewer tasks."""
-    exclude: Annotated[list[Text], Field(default_factory=list)]
+    exclude: list[Text] = Field(default_factory=list)
     """Nodes that jobs never get, e.g. known bad ones."""
-    facts: Annotated[dict[str, str], Field(default_factory=dict)]
+    facts: dict[str, str] = Field(default_factory=dict)
     """The command and line that each learned value was taken from (written by `rumpun cluster learn`)."""
 
 
