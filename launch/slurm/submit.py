@@ -1,0 +1,339 @@
+"""Submitting a run: its jobs in an order in which each comes after those it waits for, all of them or none.
+
+Invariant: a run's chain is replaced by a whole one or stays as it was. New jobs wait for the ones that they replace, so
+that nothing of a run runs twice; a refusal in the middle cancels what was submitted before it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import UserError
+from data_prep.files import disk_errors, write_atomically
+from launch.slurm.chain import Chain
+from launch.slurm.directives import OUTPUT, directives, setup
+from launch.slurm.jobs import Job, jobs_of
+from launch.slurm.script import TEMPLATES, render
+
+if TYPE_CHECKING:
+    from launch.recipe import Recipe
+    from launch.slurm.commands import JobState, Slurm
+    from launch.slurm.order import Order
+    from launch.slurm.profile import ClusterProfile
+
+RESIZED = "resized"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could be submitted.
+
+    Attributes:
+        jobs: what is to do, each after those it waits for. texts: their scripts. stages: how many the recipe has.
+    """
+
+    order: Order
+    recipe: Recipe
+    source: Path
+    profile: ClusterProfile
+    jobs: tuple[Job, ...]
+    texts: Mapping[str, str]
+    stages: int
+
+
+@dataclass
+class Decision:
+    """What becomes of one job of a chain.
+
+    Attributes:
+        keep: its id, where it is in the queue as it should be; then `state` says how.
+        ended: jobs that must have ended before the new one begins; `waiting` and `running` are those of them to
+            cancel and to ask to save.
+    """
+
+    job: Job
+    keep: str | None = None
+    state: str = ""
+    waiting: list[str] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+    id: str = ""
+
+    @property
+    def ended(self) -> list[str]:
+        """Both."""
+        return [*self.waiting, *self.running]
+
+
+def program() -> str:
+    """The absolute path of this environment's `rumpun`. Raises `UserError` where it has none."""
+    place = Path(sys.prefix) / "bin" / "rumpun"
+    if place.is_file():
+        return str(place)
+    raise UserError(str(place), "no such file: jobs start it", "install rumpun into this environment: pip install -e .")
+
+
+def prepare(order: Order, *, time_min: int | None = None, only: str | None = None) -> Prepared:
+    """Load, judge and render: everything that can be said without the scheduler. Writes nothing.
+
+    Args:
+        time_min: minutes of a training link, where this command asks for them. only: this job alone.
+
+    Raises:
+        UserError: what would fail once a job runs, as far as it can be known here.
+    """
+    from launch.pipeline import Plan
+    from launch.recipe import load_recipe
+    from launch.slurm.jobs import kind_of
+    from launch.slurm.profile import load_profile
+    from launch.slurm.room import check_room
+    from launch.slurm.todo import stages_to_do
+    from launch.stages import Workshop
+
+    recipe, source = load_recipe(order.recipe, order.overrides)
+    profile = load_profile(order.cluster or recipe.slurm.cluster)
+    if recipe.generate is not None and order.data is not None:
+        raise UserError(f"--data {order.data}", "this recipe generates its own data ([generate])", "leave --data away")
+    stages = Plan(recipe, order.run, order.data or (order.run / "generate" if recipe.generate else None)).stages()
+    to_do = stages_to_do(stages, Workshop(order.run))
+    kind = kind_of(only) if only else None
+    jobs = jobs_of(
+        recipe, profile, stages=[s.name for s in stages], to_do=to_do, time_min=time_min,
+        excluded=_nodes_to_avoid(profile),
+    )  # fmt: skip
+    if to_do:
+        check_room(recipe, order.run)
+    texts = {
+        job.name: render(
+            TEMPLATES / f"{job.name}.sbatch",
+            directives=directives(job, run=order.run, profile=profile),
+            setup=setup(profile),
+            arguments=order.arguments(),
+            program=program(),
+        )
+        for job in jobs
+        if kind is None or job.name == kind.name
+    }
+    return Prepared(order, recipe, source, profile, tuple(jobs), texts, len(stages))
+
+
+def _nodes_to_avoid(profile: ClusterProfile) -> dict[str, str]:
+    """Nodes that are known to be sick at the moment, with the reason."""
+    return {}
+
+
+def decide(prepared: Prepared, slurm: Slurm | None) -> list[Decision]:
+    """What becomes of each job, given what is in the queue. Without a scheduler all are new.
+
+    Raises:
+        UserError: jobs of this run are in the queue with other settings; what a job needs is neither built nor there.
+    """
+    entries = Chain(prepared.order.run).jobs().get("jobs", {})
+    states = slurm.jobs(sorted({id for e in entries.values() for id in _ids(e)})) if slurm and entries else {}
+    found: dict[str, Decision] = {}
+    for job in prepared.jobs:
+        entry = entries.get(job.name, {})
+        active = {id: states[id] for id in _ids(entry) if id in states and states[id].active}
+        decision = Decision(job)
+        current = active.get(str(entry.get("id")))
+        renewed = any(found[name].keep is None for name in job.after if name in found)
+        if job.name not in prepared.texts or (current and _stays(prepared, job, entry, current, renewed)):
+            if current:
+                decision.keep, decision.state = current.id, current.state
+        else:
+            decision.waiting = [id for id, state in active.items() if state.waiting]
+            decision.running = [id for id, state in active.items() if not state.waiting]
+        found[job.name] = decision
+    _check_settings(prepared, found.values(), states)
+    if len(prepared.texts) < len(prepared.jobs):
+        found = _chosen(prepared, found)
+    return list(found.values())
+
+
+def _ids(entry: Mapping[str, Any]) -> list[str]:
+    """The ids of a job and of those before it, some of which may still be saving."""
+    return [str(id) for id in (*entry.get("former", ()), entry.get("id")) if id]
+
+
+def _stays(prepared: Prepared, job: Job, entry: Mapping[str, Any], state: JobState, renewed: bool) -> bool:
+    """Whether a job that is in the queue is as it should be."""
+    if not state.waiting:  # a running one goes on, but on other nodes it must be another job
+        return not job.trains or all(entry.get(key) == value for key, value in _moved(job).items())
+    if renewed:  # it waits for a job that is replaced
+        return False
+    script = prepared.order.run / str(entry.get("script", ""))
+    return script.is_file() and _essence(script.read_text()) == _essence(prepared.texts[job.name])
+
+
+def _moved(job: Job) -> dict[str, Any]:
+    return {"nodes": job.shape.nodes, "tasks_per_node": job.shape.tasks_per_node, "partition": job.shape.partition}
+
+
+def _essence(text: str) -> list[str]:
+    """A script without its comments, and without the nodes to avoid: they do not make another job of it."""
+    lines = (line for line in text.splitlines() if line.startswith("#SBATCH") or not line.startswith("#"))
+    return [line for line in lines if line and not line.startswith("#SBATCH --exclude=")]
+
+
+def _check_settings(prepared: Prepared, decisions: Iterable[Decision], states: Mapping[str, JobState]) -> None:
+    from launch.slurm.order import former_order
+
+    if not any(state.active for state in states.values()):
+        return
+    order = prepared.order
+    former, now = former_order(order.run).settings(), order.settings()
+    if former != now:
+        differ = sorted({*former[1]} ^ {*now[1]}) or [f"{a} -> {b}" for a, b in zip(former, now, strict=True) if a != b]
+        raise UserError(
+            f"run {order.run}", f"has jobs in the queue with other settings ({'; '.join(map(str, differ[:3]))})",
+            f"rumpun cancel {order.run} first, or give this one another name with --run",
+        )  # fmt: skip
+
+
+def _chosen(prepared: Prepared, found: dict[str, Decision]) -> dict[str, Decision]:
+    """The decisions of --only: this job, after what of its needs is in the queue."""
+    for name in prepared.texts:
+        for need in found[name].job.after:
+            if found[need].keep is None:
+                raise UserError(
+                    f"--only {name}", f"needs {need}, which is neither built nor in the queue",
+                    "submit that first, or leave --only away",
+                )  # fmt: skip
+    return {name: d for name, d in found.items() if name in prepared.texts or d.keep}
+
+
+def options_of(decision: Decision, ids: Mapping[str, str], *, hold: bool) -> list[str]:
+    """The options of a submission: for whom it waits.
+
+    Args:
+        ids: of the jobs that are submitted or kept, by name. hold: whether a job that waits for none shall be held.
+    """
+    needs = [ids[name] for name in decision.job.after if name in ids]
+    waits = [f"afterok:{':'.join(needs)}"] if needs else []
+    waits += [f"afterany:{':'.join(decision.ended)}"] if decision.ended else []
+    found = [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"] if waits else []
+    return [*found, *(["--hold"] if hold and not needs else [])]
+
+
+def check(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm) -> dict[str, str]:
+    """Ask for each distinct shape whether it would be accepted. Returns the scheduler's line by job.
+
+    Raises:
+        UserError: one would not; nothing was submitted.
+    """
+    answers: dict[object, str] = {}
+    told = {}
+    with tempfile.TemporaryDirectory(prefix="rumpun-") as folder:
+        for decision in decisions:
+            job = decision.job
+            if decision.keep is not None:
+                continue
+            shape = (job.shape, job.route, job.trains)
+            if shape not in answers:
+                script = Path(folder) / f"{job.name}.sbatch"
+                script.write_text(prepared.texts[job.name], encoding="utf-8")
+                answers[shape] = slurm.test(script)
+            told[job.name] = answers[shape]
+    return told
+
+
+def submit(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm, *, hold: bool = False) -> None:
+    """Submit what is not kept, and record it; the ids are put into the decisions.
+
+    Raises:
+        UserError: a job was refused: what was submitted before it is cancelled, and the chain is as it was.
+    """
+    order, chain = prepared.order, Chain(prepared.order.run)
+    _claim(prepared, any(d.keep or d.ended for d in decisions))
+    before = chain.jobs()
+    entries: dict[str, Any] = dict(before.get("jobs", {}))
+    ids = {d.job.name: d.keep for d in decisions if d.keep is not None}
+    with _all_or_none(chain, before, slurm) as new:
+        for decision in decisions:
+            job, former = decision.job, entries.get(decision.job.name, {})
+            if decision.keep is not None:
+                continue
+            script = chain.script(job.name)
+            new.texts[script] = script.read_bytes() if script.exists() else None
+            script.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(script, prepared.texts[job.name].encode())
+            decision.id = slurm.submit(script, options=options_of(decision, ids, hold=hold), tested=True)
+            ids[job.name] = decision.id
+            new.ids.append(decision.id)
+            entries[job.name] = _entry(job, decision.id, script.relative_to(order.run), _ids(former))
+            # at once: the job may begin before the next one is submitted
+            chain.write_jobs(
+                {
+                    "cluster": prepared.profile.name, "run": str(order.run), "arguments": order.arguments(),
+                    "submitted_at": time.time(), "jobs": entries,
+                }
+            )  # fmt: skip
+    # the new chain stands: now the jobs that it replaces may go, those first that would begin otherwise
+    for decision in reversed(decisions):
+        slurm.cancel(decision.waiting)
+    running = [id for decision in decisions for id in decision.running]
+    if running:
+        chain.stop(running, RESIZED)
+        slurm.cancel(running, signal="USR1")
+
+
+def _entry(job: Job, id: str, script: Path, former: list[str]) -> dict[str, Any]:
+    shape = job.shape
+    return {
+        "id": id, "stages": list(job.stages), "after": list(job.after), "script": script.as_posix(),
+        "nodes": shape.nodes, "tasks_per_node": shape.tasks_per_node, "partition": shape.partition,
+        "gpus_per_node": shape.gpus_per_node, "route": job.route, "links": job.links, "time_min": shape.time_min,
+        "trains": job.trains, "former": former,
+    }  # fmt: skip
+
+
+@dataclass
+class _New:
+    ids: list[str] = field(default_factory=list)
+    texts: dict[Path, bytes | None] = field(default_factory=dict)
+
+
+@contextmanager
+def _all_or_none(chain: Chain, before: Mapping[str, Any], slurm: Slurm) -> Iterator[_New]:
+    """Takes back what was submitted and written where the body fails or is interrupted."""
+    new = _New()
+    try:
+        yield new
+    except BaseException as error:
+        with suppress(UserError, OSError):
+            slurm.cancel(new.ids[::-1])
+        with suppress(UserError, OSError):
+            for script, text in new.texts.items():
+                script.unlink(missing_ok=True) if text is None else write_atomically(script, text)
+            if before:
+                chain.write_jobs(before)
+            else:
+                chain.jobs_file.unlink(missing_ok=True)
+        if isinstance(error, UserError) and new.ids:
+            raise UserError(
+                error.value, f"{error.rule} (the {len(new.ids)} jobs submitted before it were cancelled)", error.fix
+            ) from error
+        raise
+
+
+def _claim(prepared: Prepared, in_use: bool) -> None:
+    """Make the run folder this recipe's; where jobs of it are there, it is already."""
+    from launch.lock import RunLock
+    from launch.runner import claim, make_folder
+
+    run = prepared.order.run
+    make_folder(run)
+    if not in_use:
+        with RunLock(run):
+            claim(run, prepared.recipe, prepared.source)
+    with disk_errors(run):
+        (run / OUTPUT).mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(run).free == 0:
+            raise UserError(f"run folder {run}", "lies on a full disk", "free space or use --runs DIR")
