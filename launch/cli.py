@@ -29,6 +29,8 @@ import typer
 from data_prep.errors import UserError
 from launch.inspect_command import inspect_command
 from launch.ledger_command import ledger_app
+from launch.slurm.cluster_command import cluster_app
+from launch.slurm.submit_command import cancel_command, submit_command
 from launch.testbench import testbench_app
 from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
 
@@ -45,8 +47,11 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(testbench_app, name="testbench")
 app.command("inspect")(inspect_command)
+app.command("submit")(submit_command)
+app.command("cancel")(cancel_command)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a .toml file, or the name of one in recipes/")]
 Overrides = Annotated[

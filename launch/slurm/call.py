@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,9 @@ from launch.slurm import refusals
 
 TIMEOUT_S = 60.0
 PAUSES_S = (1.0, 4.0, 10.0)
+_NO_CLUSTER = re.compile(
+    r"could not establish a configuration source|failed to fetch (remote )?config|no slurm\.conf", re.I
+)
 PATIENCE_S = 60.0  # after so long no further try begins
 # What SLURM sets inside a job or reads as defaults for options. Where the cluster is found stays.
 _INHERITED = tuple(f"{name}_" for name in ("SLURM", "SLURMD", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SACCT", "SINFO"))
@@ -93,6 +97,12 @@ class Calls:
             ) from error
         except subprocess.TimeoutExpired:
             return Answer(124, "", f"Socket timed out: {command[0]} did not answer within {timeout_s:.0f} s")
+        if done.returncode != 0 and _NO_CLUSTER.search(done.stderr):
+            raise UserError(
+                f"command {command[0]}",
+                "is installed here, but this machine belongs to no cluster (no slurm.conf)",
+                "run this on a login node, or set SLURM_CONF; to try it on one machine: rumpun testbench up",
+            )
         return Answer(done.returncode, done.stdout, done.stderr)
 
 

@@ -262,12 +262,16 @@ class Slurm(ClusterFacts):
         command = ["scontrol", "update", f"JobId={id}", *(f"{key}={value}" for key, value in fields.items())]
         self._change(id, f"set {', '.join(fields)} of", command)
 
-    def cancel(self, ids: Sequence[str], *, signal: str | None = None, steps_only: bool = False) -> None:
+    def cancel(
+        self, ids: Sequence[str], *, signal: str | None = None, steps_only: bool = False, pending_only: bool = False
+    ) -> None:
         """End jobs, or send them a signal. Jobs that have ended or are unknown are passed over.
 
         Args:
+            ids: of jobs, arrays, tasks (`21_3`) or steps (`12.0`).
             signal: e.g. `USR1`, to the batch script and to all steps; the jobs go on.
             steps_only: the signal (TERM where none is given) goes to the steps alone, not to the batch script.
+            pending_only: jobs and tasks that run are left alone.
 
         Raises:
             UserError: a job that is not the user's.
@@ -276,8 +280,9 @@ class Slurm(ClusterFacts):
             return
         if steps_only and signal is None:
             signal = "TERM"
-        full = ["--full"] if signal and not steps_only else []
-        command = ["scancel", *([f"--signal={signal}"] if signal else []), *full, *ids]
+        full = ["--full"] if signal and not steps_only and not any("." in job for job in ids) else []
+        waiting = ["--state=PENDING"] if pending_only else []
+        command = ["scancel", *([f"--signal={signal}"] if signal else []), *full, *waiting, *ids]
         answer = self._run(command)
         lines = [line for line in answer.text.splitlines() if "error" in line.lower()]
         bad = [line for line in lines if not refusals.UNKNOWN_JOB.search(line) and not refusals.over(line)]

@@ -179,7 +179,8 @@ def profile_lines(profile: ClusterProfile, *, notes: dict[str, str] | None = Non
         lines = _comment(notes.get(key) or field.description or "")
         lines += _comment(f"From {facts[key]}") if key in facts else []
         if key == "environment":
-            tables += ["", *lines, "[environment]", *(f"{name} = {_toml(text)}" for name, text in value.items())]
+            head = "[environment]" if value else "# [environment]"
+            tables += ["", *lines, head, *(f"{name} = {_toml(text)}" for name, text in value.items())]
         elif value is None or (
             value == field.get_default(call_default_factory=True) and key not in facts and key != "name"
         ):
