@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from data_prep.errors import UserError
 from train.gather import world
+from train.history.fence import Superseded
 
 T = TypeVar("T")
 
@@ -27,23 +28,25 @@ def exchange(value: Any) -> list[Any]:
     return found
 
 
-def raise_together(error: UserError | None) -> None:
+def raise_together(error: UserError | Superseded | None) -> None:
     """Raise on every rank what any rank found; the lowest rank's where several did."""
-    told = exchange(None if error is None else (error.value, error.rule, error.fix))
-    for found in told:
+    told: tuple[str, ...] | None = None
+    if error is not None:
+        told = (error.value, error.rule, error.fix) if isinstance(error, UserError) else (str(error),)
+    for found in exchange(told):
         if found is not None:
-            raise UserError(*found)
+            raise Superseded(*found) if len(found) == 1 else UserError(*found)
 
 
 def on_first_rank(work: Callable[[], T]) -> T:
-    """Rank 0's result of `work` (a small JSON value), or its `UserError`, on every rank."""
+    """Rank 0's result of `work` (a small JSON value), or its `UserError` or `Superseded`, on every rank."""
     rank, _ = world()
     result: T | None = None
-    error = None
+    error: UserError | Superseded | None = None
     if rank == 0:
         try:
             result = work()
-        except UserError as mistake:
+        except (UserError, Superseded) as mistake:
             error = mistake
     raise_together(error)
     shared: T = exchange(result)[0]
@@ -51,11 +54,12 @@ def on_first_rank(work: Callable[[], T]) -> T:
 
 
 def together(work: Callable[[], T]) -> T:
-    """This rank's result of `work`; a `UserError` of any rank is raised on all."""
-    result, error = None, None
+    """This rank's result of `work`; a `UserError` or `Superseded` of any rank is raised on all."""
+    result: T | None = None
+    error: UserError | Superseded | None = None
     try:
         result = work()
-    except UserError as mistake:
+    except (UserError, Superseded) as mistake:
         error = mistake
     raise_together(error)
     return result  # type: ignore[return-value]

@@ -246,7 +246,7 @@ def finetune(
     rank, ranks = world()
     check_fills(config.batch_pairs, ranks, name="finetune.batch_pairs")
     torch.manual_seed(seed)
-    telemetry = Telemetry(out, history=survival.history, active=rank == 0)
+    telemetry = Telemetry(out, history=survival.history, active=rank == 0, fence=survival.fence)
     telemetry.status("starting")
     survival.at("reading the data")
     shards, portions = load_blend(config.blend, sources, cap=config.blend_cap, temperature=config.blend_temperature)
@@ -275,6 +275,7 @@ def finetune(
             model=survival.inputs.get("model") or on_first_rank(lambda: folder_fingerprint(model)),
             sizes=counts,
         ),
+        fence=survival.fence,
     )
     stream = PairStream(
         shards,

@@ -31,8 +31,9 @@ class StopRequest:
     """Whether somebody wants this process to save and end.
 
     Args:
-        deadline: seconds since the epoch after which the run should stop by itself (the end of its time slot, less
-            what saving needs); may be set later. None: no limit.
+        deadline: seconds since the epoch by which everything must be saved and the process may end (the end of its
+            time slot, less a margin for leaving); may be set later. None: no limit. The loop keeps in hand what a step
+            and a save take (train/pace.py).
     """
 
     def __init__(self, deadline: float | None = None) -> None:

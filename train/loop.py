@@ -18,11 +18,13 @@ from train.agree import exchange, on_first_rank, raise_together, together
 from train.flops import Work
 from train.gather import world
 from train.guard import Diverged, StepJudge
+from train.history.fence import Superseded
 from train.history.forecast import check_space
 from train.history.resume import CHECKPOINTS, History
 from train.history.rng import generator_states, set_generators
 from train.history.saver import Saver
 from train.loader import Prefetch
+from train.pace import Pace
 from train.phase import PhaseConfig, rate_factor
 from train.survival import Stopped, Survival
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from train.meter import Meter
 
 _RECORD_BYTES = 2048  # of one step in the ledger and the metrics
+_STATE_BYTES = 12  # of a parameter in a checkpoint: the weight and two moments in fp32
 _STOPS = ("", "SIGTERM", "SIGUSR1", "SIGUSR2", "time limit")
 
 
@@ -77,6 +80,7 @@ class _Shared:
 
     Attributes:
         uneven: tokens of the busiest rank over the mean, less 1; None where it is not known or there is one rank.
+        superseded: a newer start has the history.
     """
 
     loss: float
@@ -85,6 +89,7 @@ class _Shared:
     stop: str
     due: bool
     failed: bool
+    superseded: bool
 
 
 def summed(lesson: Lesson, wishes: Sequence[float], *, device: Any) -> tuple[float, Work, float | None, list[float]]:
@@ -151,6 +156,7 @@ class Loop(Generic[Item]):
         self._last_saved = history.done_steps
         self._streak = 0
         keeping = survival.checkpoint
+        self._pace = Pace(save_bytes=_STATE_BYTES * engine.parameters_total)
         self._saver = together(
             lambda: Saver(
                 history.folder / CHECKPOINTS,
@@ -159,6 +165,7 @@ class Loop(Generic[Item]):
                 keep=keeping.keep,
                 background=keeping.background,
                 committed=self._note_commit,
+                fence=history.fence,
             )
         )
         # after the saver has cleared away what crashed saves left: it is space too
@@ -184,6 +191,7 @@ class Loop(Generic[Item]):
         set_generators(checkpoint.own(self._rank), seed=self._seed, rank=self._rank, step=checkpoint.step)
         self._judge.load(facts["judge"])
         self._meter.load(facts["meter"])
+        self._pace.load(facts.get("pace"))
         checkpoint.close()  # or its files would keep their space after they are deleted
 
     def _note_commit(self, step: int, size: int) -> None:
@@ -198,10 +206,14 @@ class Loop(Generic[Item]):
         """Take all steps that are left. A collective.
 
         Raises:
-            Stopped: somebody asked for it; the steps done are saved.
+            Stopped: somebody asked for it, or no further step could be saved in time; the steps done are saved.
+            Superseded: a newer start has the history; nothing was changed since.
             UserError: a save failed on some rank (a full disk, for example). Diverged: [guard] gave up.
         """
         first, last = self._history.done_steps + 1, self._draws.steps
+        late = exchange(self._late())
+        if any(late) and first <= last:  # not even the first step can be saved
+            self._stop("time limit", first - 1)
         self._survival.at("waiting for data", first)
         with Prefetch(lambda step: self._make(self._draws(step)), range(first, last + 1)) as prepared:
             for step in range(first, last + 1):
@@ -209,10 +221,12 @@ class Loop(Generic[Item]):
                 if step == first:
                     self.start_s = dict(self._survival.places.spent_s)
                 self._boundary(step, shared, ended=step == last)
+                self._pace.end()
 
     def _step(self, step: int, *, next_item: Prefetch[Item]) -> _Shared:
         at, meter, engine = self._survival.at, self._meter, self._engine
         meter.begin_step()
+        self._pace.begin()
         at("waiting for data", step)
         with meter.waiting():
             item = next(next_item)
@@ -227,7 +241,9 @@ class Loop(Generic[Item]):
         for name, seconds in lesson.parts.items():
             meter.add(name, seconds)
         at("exchanging the loss", step)
-        shared = self._exchange(lesson)
+        shared = self._exchange(lesson, step)
+        if shared.superseded:
+            self._lost()
         skipped = self._judge.judge_loss(shared.loss)
 
         def admit(norm: float | None) -> bool:
@@ -249,16 +265,38 @@ class Loop(Generic[Item]):
             more["rank_imbalance"] = shared.uneven
         meter.end_step(loss=shared.loss, rate=rate, norm=norm, work=shared.work, **more)
         if self._judge.record(skipped):
-            self._rewind(step, str(skipped))
+            with self._pace.pausing():
+                self._rewind(step, str(skipped))
         return shared
 
-    def _exchange(self, lesson: Lesson) -> _Shared:
-        stop = self._survival.stop.reason()
-        every_s = self._survival.checkpoint.every_s
+    def _exchange(self, lesson: Lesson, step: int) -> _Shared:
+        every, every_s = self._survival.checkpoint.every_steps, self._survival.checkpoint.every_s
         due = self._rank == 0 and every_s is not None and time.perf_counter() - self._saved_at >= every_s
-        wishes = [float(_STOPS.index(stop or "")), float(due), float(self._saver.failed)]
+        self._pace.saved(self._saver.last_s)
+        # after the last step comes no other that would have to be saved
+        late = step < self._draws.steps and self._late(due=due or (every is not None and step % every == 0))
+        stop = self._survival.stop.reason() or ("time limit" if late else "")
+        superseded = self._saver.superseded or self._history.superseded
+        wishes = [float(_STOPS.index(stop)), float(due), float(self._saver.failed), float(superseded)]
         loss, work, uneven, wished = summed(lesson, wishes, device=self._engine.device)
-        return _Shared(loss, work, uneven, stop=_STOPS[int(wished[0])], due=wished[1] > 0, failed=wished[2] > 0)
+        return _Shared(
+            loss, work, uneven, stop=_STOPS[int(wished[0])], due=wished[1] > 0, failed=wished[2] > 0,
+            superseded=wished[3] > 0,
+        )  # fmt: skip
+
+    def _late(self, *, due: bool = False) -> bool:
+        """Whether this rank expects that one more step could not be saved before the deadline."""
+        deadline = self._survival.stop.deadline
+        if deadline is None:
+            return False
+        return time.time() + self._pace.needed_s(saving_s=self._saver.running_s, due=due) > deadline
+
+    def _lost(self) -> None:
+        """End on every rank: a newer start has the history."""
+        fence = self._history.fence
+        if fence is not None:
+            fence.check()  # says who
+        raise Superseded("superseded: a newer start has taken over the history; this one ends")
 
     def _boundary(self, step: int, shared: _Shared, *, ended: bool) -> None:
         """Between two steps: save where it is due, stop where it was asked for."""
@@ -268,13 +306,15 @@ class Loop(Generic[Item]):
         due = shared.due or (every is not None and step % every == 0) or bool(shared.stop) or ended
         # in a row of skipped steps the weights are suspect: the last good checkpoint stays the newest
         if due and self._last_saved < step and not self._streak:
-            self._save(step)
+            with self._pace.pausing():
+                self._save(step)
         if shared.stop:
             self._stop(shared.stop, step)
 
     def _save(self, step: int) -> None:
         """Save the state after `step`: a copy now, the files in the background."""
         self._survival.at("saving", step)
+        before = time.perf_counter()
         facts = {
             "history": self._history.id,
             "position": self._position,
@@ -283,9 +323,9 @@ class Loop(Generic[Item]):
             "judge": self._judge.state(),
             "meter": self._meter.state(),
             "phase": dict(self._remember()),
+            "pace": self._pace.state(),
             "ledger": self._history.ledger.mark() if self._history.ledger is not None else None,
         }
-        before = time.perf_counter()
         self._saver.save(step, self._engine.own_pieces(), facts, generator_states())
         self._saved_at = time.perf_counter()
         self._last_saved = step
@@ -310,6 +350,7 @@ class Loop(Generic[Item]):
         A collective. Raises `Stopped`; the steps done are saved.
         """
         self._survival.at(place)
+        self._history.check()
         asked = [reason for reason in exchange(self._survival.stop.reason()) if reason]
         if asked:
             self._stop(asked[0], self._draws.steps)
@@ -341,8 +382,12 @@ class Loop(Generic[Item]):
         }
 
     def finish(self) -> None:
-        """The phase's output is written: close the history. A collective."""
+        """The phase's output is written: close the history. A collective.
+
+        Raises `Superseded` where a newer start has the history.
+        """
         self._settle()
         self._saver.close()
+        self._history.check()
         self._history.note(lambda ledger: ledger.event("end", step=self._draws.steps))
         self._history.close()

@@ -156,7 +156,7 @@ def pretrain(
     rank, ranks = world()
     check_fills(config.batch_rows, ranks, name="pretrain.batch_rows")
     torch.manual_seed(seed)
-    telemetry = Telemetry(out, history=survival.history, active=rank == 0)
+    telemetry = Telemetry(out, history=survival.history, active=rank == 0, fence=survival.fence)
     telemetry.status("starting")
     survival.at("reading the data")
     rows = TokenRows(tokens / "train")
@@ -192,6 +192,7 @@ def pretrain(
             model=survival.inputs.get("model") or on_first_rank(lambda: folder_fingerprint(model)),
             sizes=counts,
         ),
+        fence=survival.fence,
     )
     order = GlobalOrder([Source("tokens", len(rows))], fingerprint=rows.fingerprint, seed=seed)
     steps = total_steps(config, samples=len(rows), batch=history.order_batch)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from train.guard import GuardConfig, StopRequest
 from train.history.checkpoint import CheckpointConfig
+from train.history.fence import Fence
 
 if TYPE_CHECKING:
     from train.heartbeat import Heartbeat
@@ -53,6 +54,7 @@ class Survival:
     Attributes:
         history: the folder that outlives crashes; see train/history/.
         stop: signals and time limit. heartbeat: None where nobody watches.
+        fence: this start's claim on the history; None where nobody else can have started.
         job: the scheduler's id of this job. inputs: content hashes of what the phase reads, by name, where known.
         places: where the time goes.
     """
@@ -62,6 +64,7 @@ class Survival:
     guard: GuardConfig = field(default_factory=GuardConfig)
     stop: StopRequest = field(default_factory=StopRequest)
     heartbeat: Heartbeat | None = None
+    fence: Fence | None = None
     job: str | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     places: Places = field(default_factory=Places)

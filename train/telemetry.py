@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.files import disk_errors, write_atomically, write_json
+from train.history.fence import Fence, sweep_beside, write_fenced, write_json_fenced
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -39,23 +40,33 @@ class Telemetry:
 
     Args:
         out: the stage's folder. history: where metrics.jsonl and status.json grow. active: True on rank 0 only.
+        fence: of this start; where a newer one has the history, nothing but a record that nobody reads is written.
     """
 
-    def __init__(self, out: Path, *, history: Path, active: bool) -> None:
-        self._out, self._history, self._active = out, history, active
+    def __init__(self, out: Path, *, history: Path, active: bool, fence: Fence | None = None) -> None:
+        self._out, self._history, self._active, self._fence = out, history, active, fence
         self._records: list[dict[str, Any]] = []
         self._stream: TextIO | None = None
 
     def resume(self, step: int) -> None:
-        """Open metrics.jsonl behind `step`: records of later steps, which will be taken again, are dropped."""
+        """Open metrics.jsonl behind `step`: records of later steps, which will be taken again, are dropped.
+
+        The file is a new one each time, so that what an older start still appends goes to a file without a name.
+
+        Raises `Superseded` where a newer start has the history.
+        """
         if not self._active:
             return
         path = self._history / METRICS
         with disk_errors(path):
+            if self._fence is not None:
+                sweep_beside(self._history, self._fence)
             if path.exists():
                 self._records = [r for r in _whole_records(path) if r.get("step", 0) <= step]
-                write_atomically(path, "".join(json.dumps(r) + "\n" for r in self._records).encode())
+                write_fenced(path, "".join(json.dumps(r) + "\n" for r in self._records).encode(), self._fence)
             self._stream = path.open("a", encoding="utf-8")
+            if self._fence is not None:
+                self._fence.check()  # again: what was opened is this start's, or replaced by the next one
 
     def status(self, what: str, *, total: int | None = None, notes: Sequence[str] = ()) -> None:
         """Tell the launcher what is going on: starting, validating, training (of `total` steps), saving.
@@ -64,9 +75,11 @@ class Telemetry:
             notes: lines that the user should read.
         """
         if self._active:
+            if self._fence is not None:
+                self._fence.check()
             with disk_errors(self._history):
                 self._history.mkdir(parents=True, exist_ok=True)
-            write_json(self._history / STATUS, {"what": what, "total": total, "notes": list(notes)})
+            write_json_fenced(self._history / STATUS, {"what": what, "total": total, "notes": list(notes)}, self._fence)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl and flush it, so that a watcher sees it at once."""
@@ -79,11 +92,16 @@ class Telemetry:
             self._stream.flush()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, metrics.jsonl and the TensorBoard events of all records into the stage's folder."""
+        """Write summary.json, metrics.jsonl and the TensorBoard events of all records into the stage's folder.
+
+        Raises `Superseded` where a newer start has the history.
+        """
         if not self._active:
             return
         assert self._stream is not None, "resume() comes before the end"
         self._stream.close()
+        if self._fence is not None:
+            self._fence.check()
         write_atomically(self._out / METRICS, (self._history / METRICS).read_bytes())
         self._write_events()
         (self._history / STATUS).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from ledger_fixture import BATCH, Training, order_of, read, run_python
 from data_prep.errors import UserError
 from train.draws import Draw, Draws
 from train.history import ledger as ledger_module
+from train.history import ledger_file
 from train.history.ledger import Ledger, read_records
 from train.history.records import LedgerFault, order_hash
 from train.history.verify import verify
@@ -183,7 +184,7 @@ def test_a_ledger_of_something_else_is_refused(training: Training, key: str, val
 
 
 def test_a_newer_format_is_refused(training: Training) -> None:
-    with mock.patch.object(ledger_module, "FORMAT", 2):
+    with mock.patch.object(ledger_file, "FORMAT", 2):
         training.start(steps=1)
     with pytest.raises(UserError, match="written by a newer rumpun"):
         Ledger.open(training.path, training.header)

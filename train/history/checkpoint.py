@@ -21,6 +21,7 @@ from pydantic import Field
 from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, sha256_file
+from train.history.fence import Fence, Superseded
 from train.history.folder import (
     MANIFEST,
     damaged_name,
@@ -151,7 +152,15 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find(folder: Path, *, rank: int, ranks: int, exchange: Exchange, expected: int | None = None) -> Found:
+def find(
+    folder: Path,
+    *,
+    rank: int,
+    ranks: int,
+    exchange: Exchange,
+    expected: int | None = None,
+    fence: Fence | None = None,
+) -> Found:
     """The newest checkpoint whose checksums all hold. A collective: the ranks share the hashing.
 
     Damaged ones are renamed `.damaged-step-N` (the newest stays) once a good one is found, and `latest` is mended.
@@ -159,12 +168,14 @@ def find(folder: Path, *, rank: int, ranks: int, exchange: Exchange, expected: i
     Args:
         folder: of the checkpoints; need not exist.
         expected: the last step that is known to have been saved.
+        fence: of this start; where a newer one has the history, nothing is renamed or mended.
 
     Raises:
         UserError: everything here is damaged; nothing is here although something was saved; a checkpoint is of a newer
-            version of rumpun; the nodes do not see the same files. All ranks raise the same.
+            version of rumpun; the nodes do not see the same files. Superseded: a newer start has the history. All ranks
+            raise the same.
     """
-    search = _Search(folder, rank, ranks, exchange)
+    search = _Search(folder, rank, ranks, exchange, fence)
     candidates = search.on_first_rank(search.candidates)
     wrong: dict[int, str] = {}
     for step in candidates:
@@ -201,6 +212,7 @@ class _Search:
     rank: int
     ranks: int
     exchange: Exchange
+    fence: Fence | None
 
     def on_first_rank(self, work: Callable[[], Any]) -> Any:
         told: dict[str, Any] = {}
@@ -210,21 +222,29 @@ class _Search:
                     told = {"value": work()}
             except UserError as error:
                 told = {"error": (error.value, error.rule, error.fix)}
+            except Superseded as lost:
+                told = {"lost": str(lost)}
         told = self.exchange(told)[0]
+        if "lost" in told:
+            raise Superseded(told["lost"])
         if "error" in told:
             raise UserError(*told["error"])
         return told["value"]
 
     def candidates(self) -> list[int]:
+        if self.fence is not None:
+            self.fence.check()
         if self.folder.is_dir():
             recover(self.folder)
         return steps_in(self.folder)
 
     def tidy(self, good: int, damaged: list[int]) -> None:
+        if self.fence is not None:
+            self.fence.check()
         if damaged:
             set_damaged_aside(self.folder, damaged)
         if latest_in(self.folder) != step_name(good):
-            point_latest(self.folder, good)
+            point_latest(self.folder, good, self.fence)
 
     def reason_against(self, step: int) -> str | None:
         """Why this checkpoint can not be used, None where it can."""

@@ -111,7 +111,7 @@ def claim(folder: Path, *, job: str | None, restart: int = 0, after: Fence | Non
         start = f"{number}-{uuid.uuid4().hex[:8]}"
         facts = {"start": start, "job": job, "restart": restart, "host": socket.gethostname(), "time": _now()}
         write_json(folder / FILE, facts)
-        _sync_folder(folder)
+        fsync_folder(folder)
     return Fence(folder, start)
 
 
@@ -174,6 +174,12 @@ def beside(path: Path, fence: Fence) -> Path:
     return path.with_name(f".{path.name}.{fence.start}.tmp")
 
 
+def prepared_by(path: Path) -> str | None:
+    """The start that prepared this file by `beside`, None where none did."""
+    match = _BESIDE.fullmatch(path.name)
+    return match[1] if match else None
+
+
 def put_fenced(prepared: Path, path: Path, fence: Fence) -> None:
     """Rename what lies ready under `beside(path, fence)` to its place, unless a newer start has the history."""
     fence.check()
@@ -216,12 +222,13 @@ def sweep_beside(folder: Path, fence: Fence | None) -> None:
     if fence is not None:
         fence.check()
     for path in folder.glob(".*.tmp"):
-        match = _BESIDE.fullmatch(path.name)
-        if match and (fence is None or number_of(match[1]) < number_of(fence.start)):
+        start = prepared_by(path)
+        if start and (fence is None or number_of(start) < number_of(fence.start)):
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Put a folder's entries (names, not contents) on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -2,7 +2,8 @@
 
 Invariant: whatever is called `step-N` is whole. It appears by one rename after everything in it is on the disk, it
 leaves by one rename before anything in it is deleted, and where it is replaced by another of the same step, the old
-one stays under a name that `recover` knows until the new one is in place. Only rank 0 moves anything.
+one stays under a name that `recover` knows until the new one is in place. Only rank 0 moves anything, and nothing any
+more once a newer start has the history (train/history/fence.py).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import errno
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from data_prep.files import disk_errors, write_atomically
+from data_prep.files import disk_errors
+from train.history.fence import Fence, fsync_folder, number_of, prepared_by, sweep_beside, write_fenced
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -35,32 +38,33 @@ def steps_in(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
-def building_name(step: int, attempt: int) -> str:
-    """Where the ranks write; every attempt has its own, so that parts of two attempts never meet."""
-    return f".{step_name(step)}.{attempt}.building"
-
-
-def fsync_folder(folder: Path) -> None:
-    """Put a folder's entries (names, not contents) on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no such call; their renames are synchronous
-            raise
-    finally:
-        os.close(descriptor)
+def building_name(step: int, attempt: int, start: str | None = None) -> str:
+    """Where the ranks write; every attempt of every start has its own, so that parts of two never meet."""
+    return f".{step_name(step)}.{f'{start}.' if start else ''}{attempt}.building"
 
 
 def put(source: Path, place: Path) -> None:
-    """Rename a finished folder to its place; a crash at any moment leaves the old one or the new one."""
-    aside = place.with_name(_REPLACED + place.name)
-    if place.exists():
+    """Rename a finished folder to its place; a crash at any moment leaves the old one or the new one.
+
+    Where there is no source (a newer start has swept it away) nothing is changed.
+    """
+    try:
+        os.rename(source, place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        aside = place.with_name(_REPLACED + place.name)
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(place, aside)
-    os.rename(source, place)
+        try:
+            os.rename(source, place)
+        except OSError:
+            os.rename(aside, place)
+            raise
+        fsync_folder(place.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+        return
     fsync_folder(place.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove(place: Path) -> None:
@@ -75,9 +79,9 @@ def remove(place: Path) -> None:
     shutil.rmtree(leaving, ignore_errors=True)
 
 
-def point_latest(folder: Path, step: int) -> None:
-    """Let `latest` name this step."""
-    write_atomically(folder / LATEST, (step_name(step) + "\n").encode())
+def point_latest(folder: Path, step: int, fence: Fence | None = None) -> None:
+    """Let `latest` name this step. Raises `Superseded` where a newer start has the history."""
+    write_fenced(folder / LATEST, (step_name(step) + "\n").encode(), fence)
     fsync_folder(folder)
 
 
@@ -114,16 +118,32 @@ def recover(folder: Path) -> None:
             fsync_folder(folder)
 
 
-def sweep(folder: Path, *, before_attempt: int | None = None) -> None:
-    """Delete what crashed or failed saves left. With `before_attempt`, only unfinished saves of earlier attempts."""
+def sweep(folder: Path, *, fence: Fence | None = None, before_attempt: int | None = None) -> None:
+    """Delete what crashed or failed saves left, and what older starts prepare: it loses its name at once.
+
+    Args:
+        fence: of this start; saves of newer starts are left alone. Without one everything unfinished goes.
+        before_attempt: only unfinished saves, and of this start only those of earlier attempts.
+
+    Raises:
+        Superseded: a newer start has the history.
+    """
+    if fence is not None:
+        fence.check()
     if before_attempt is None:
         with disk_errors(folder):
             recover(folder)
+            sweep_beside(folder, fence)
         for path in folder.glob(".step-*.removing"):
             shutil.rmtree(path, ignore_errors=True)
         for path in folder.glob(f".{LATEST}.*.tmp"):
-            path.unlink(missing_ok=True)
+            if prepared_by(path) is None:
+                path.unlink(missing_ok=True)
     for path in folder.glob(".step-*.building"):
-        attempt = path.name.split(".")[2]
-        if before_attempt is None or not attempt.isdecimal() or int(attempt) < before_attempt:
-            shutil.rmtree(path, ignore_errors=True)
+        *start, attempt = path.name.split(".")[2:-1]
+        own = start == ([fence.start] if fence else [])
+        if fence is not None and start and number_of(start[0]) > number_of(fence.start):
+            continue
+        if not own or before_attempt is None or not attempt.isdecimal() or int(attempt) < before_attempt:
+            with suppress(FileNotFoundError):
+                remove(path)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, sha256_file, write_json
+from data_prep.files import read_json, sha256_file
 from train.arrange import check_batch
+from train.history.fence import Fence, sweep_beside, write_json_fenced
 
 FORMAT = 1
 FILE = "identity.json"
@@ -59,12 +60,15 @@ class Identity:
         }
 
 
-def enter(folder: Path, now: Identity) -> tuple[dict[str, Any], list[str]]:
+def enter(folder: Path, now: Identity, fence: Fence | None = None) -> tuple[dict[str, Any], list[str]]:
     """The identity of the history in `folder`, made where there is none, and notes on harmless differences.
 
-    Raises `UserError` where the history is of something else, or was written by a newer rumpun.
+    Raises `UserError` where the history is of something else, or was written by a newer rumpun; `Superseded` where a
+    newer start has it.
     """
     path = folder / FILE
+    if fence is not None:
+        sweep_beside(folder, fence)
     if not path.exists():
         left = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
         if "ledger.jsonl" in left or "checkpoints" in left:
@@ -74,7 +78,7 @@ def enter(folder: Path, now: Identity) -> tuple[dict[str, Any], list[str]]:
             )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         record = now.record()
-        write_json(path, record)
+        write_json_fenced(path, record, fence)
         return record, []
     record = read_json(path)
     missing = now.record().keys() - record.keys() if isinstance(record, dict) else {"everything"}

@@ -2,7 +2,8 @@
 
 Invariant: what `mark` vouches for is on the disk, whole and in order; what a crash leaves after that is a prefix of
 what was written, and is gone on with. Only rank 0 writes. Lines are written and synced by a thread, so that a step
-waits for the disk only when it is hundreds of lines behind; an error of the disk comes out of the next call.
+waits for the disk only when it is hundreds of lines behind; an error of the disk comes out of the next call. A start
+with a fence goes on in a copy that replaces the file: what an older start still appends goes to a file without a name.
 
     {"kind":"header", format, phase, history, sources, epoch_samples, fingerprint, seed, block, order_batch, end}
     {"kind":"start", step, position, restart, ranks, nodes, hosts, job, zero_stage, batch, time}   goes on after `step`
@@ -18,7 +19,6 @@ import json
 import os
 import queue
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,32 +28,12 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.files import disk_errors
 from train.draws import Draw
-from train.history.records import (
-    FORMAT,
-    LedgerFault,
-    chain_of,
-    number,
-    order_hash,
-    parse,
-    sample_table,
-    seal,
-    sealed_lines,
-)
+from train.history.fence import Fence, Superseded
+from train.history.ledger_file import Found, open_ledger, still_saved, write_all
+from train.history.records import chain_of, number, order_hash, parse, sample_table, seal, sealed_lines
 
 EVENTS = ("checkpoint", "rewind", "stop", "end")
 _AHEAD = 512
-
-
-@dataclass
-class _Found:
-    """What is in a ledger that is opened again."""
-
-    header: dict[str, Any] | None = None
-    bytes: int = 0
-    chain: str = ""
-    starts: int = 0
-    last_step: int = 0
-    saved: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -74,40 +54,23 @@ class Ledger:
     """
 
     @classmethod
-    def open(cls, path: Path, header: Mapping[str, Any]) -> Ledger:
+    def open(cls, path: Path, header: Mapping[str, Any], *, fence: Fence | None = None) -> Ledger:
         """A new ledger, or one that is gone on with; what a crash has torn at its end is cut off.
 
         Args:
             header: `GlobalOrder.facts()` and phase, order_batch, end; also history, or one is made up.
+            fence: of this start; None where nobody else can have started.
 
         Raises:
             UserError: it is of something else, of a newer format, damaged, or cannot be written.
+            Superseded: a newer start has the history.
         """
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                found = _read(path)
-                if found.header is None:
-                    found.header = {"kind": "header", "format": FORMAT, "history": uuid.uuid4().hex, **header}
-                    line, found.chain = seal(found.header, "")
-                    os.ftruncate(descriptor, 0)  # a header that a crash has torn
-                    _write(descriptor, line)
-                    found.bytes = len(line)
-                    os.fsync(descriptor)
-                    _sync_folder(path.parent)
-                else:
-                    _same(path, found.header, header)
-                    if os.fstat(descriptor).st_size > found.bytes:
-                        os.ftruncate(descriptor, found.bytes)
-                        os.fsync(descriptor)
-            except BaseException:
-                os.close(descriptor)
-                raise
-        return cls(path, descriptor, found)
+        descriptor, found = open_ledger(path, header, fence)
+        return cls(path, descriptor, found, fence)
 
-    def __init__(self, path: Path, descriptor: int, found: _Found) -> None:
+    def __init__(self, path: Path, descriptor: int, found: Found, fence: Fence | None) -> None:
         assert found.header is not None
+        self._fence = fence
         self.path, self.header = path, found.header
         self.starts, self.last_step = found.starts, found.last_step
         self._saved = found.saved
@@ -125,6 +88,11 @@ class Ledger:
     def committed(self) -> int | None:
         """The step of the last checkpoint that was committed, None before any."""
         return self._saved[-1] if self._saved else None
+
+    @property
+    def superseded(self) -> bool:
+        """Whether a newer start was found to have the history: nothing was appended since."""
+        return isinstance(self._error, Superseded)
 
     def start(
         self,
@@ -144,7 +112,7 @@ class Ledger:
         Raises `UserError` where the ledger does not hold that step.
         """
         self._counts = self._counted(step)
-        self._saved = _still_saved(self._saved, step)
+        self._saved = still_saved(self._saved, step)
         if step and step not in self._saved:
             # it was whole on the disk, and found there; the crash came before its line
             self._put(lambda: {"kind": "checkpoint", "step": step, "ranks": None, "bytes": None, "found": True})
@@ -305,6 +273,8 @@ class Ledger:
     def _append(self, records: list[dict[str, Any]]) -> None:
         if not records:
             return
+        if self._fence is not None:
+            self._fence.check()
         if os.fstat(self._descriptor).st_size != self._bytes:
             raise UserError(
                 str(self.path), "was written to by another process", "end the other training of this run first"
@@ -315,7 +285,7 @@ class Ledger:
             lines.append(line)
         data = b"".join(lines)
         try:
-            _write(self._descriptor, data)
+            write_all(self._descriptor, data)
             os.fdatasync(self._descriptor)
         except OSError:
             os.ftruncate(self._descriptor, self._bytes)
@@ -327,59 +297,3 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """All records of a ledger, the header first. Raises `LedgerFault` where its seals are broken."""
     for line_number, _, line in sealed_lines(path):
         yield parse(path, line_number, line)
-
-
-def _read(path: Path) -> _Found:
-    """What is in a ledger; the seal of every line is checked, and only the few that are not steps are parsed."""
-    found = _Found()
-    for line_number, offset, line in sealed_lines(path):
-        found.bytes, found.chain = offset + len(line), chain_of(line) or ""
-        if line.startswith(b'{"kind":"step","step":'):
-            found.last_step = int(line[22:].split(b",", 1)[0])
-            continue
-        record = parse(path, line_number, line)
-        if line_number == 1:
-            if record["kind"] != "header":
-                raise LedgerFault(path, 1, f"is a {record['kind']!r}, not the header")
-            found.header = record
-        if record["kind"] == "start":
-            found.starts += 1
-            found.saved = _still_saved(found.saved, record["step"])
-        if record["kind"] == "checkpoint":
-            found.saved.append(record["step"])
-    return found
-
-
-def _still_saved(saved: Sequence[int], step: int) -> list[int]:
-    """The checkpoints that count after a start that goes on after `step`: later ones were lost, and come again."""
-    return [s for s in saved if s <= step]
-
-
-def _same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise `UserError` where a ledger is of another phase, data, seed or order."""
-    if old.get("format", 0) > FORMAT:
-        raise UserError(
-            str(path), f"was written by a newer rumpun (format {old['format']}, this one reads {FORMAT})",
-            "use that version",
-        )  # fmt: skip
-    for key, value in new.items():
-        if old.get(key) != value:
-            raise UserError(
-                f"{path}: {key} = {json.dumps(old.get(key))}",
-                f"this run has {json.dumps(value)}",
-                "set it back, or start over beside it with --fresh",
-            )
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

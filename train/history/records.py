@@ -84,22 +84,24 @@ def _chain(body: bytes, previous: str) -> str:
     return hashlib.blake2b(previous.encode() + body, digest_size=16).hexdigest()
 
 
-def sealed_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+def sealed_lines(path: Path, name: Path | None = None) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, byte offset, line) of every line whose seal holds.
 
-    What a crash has left of the last line is passed over. Raises `LedgerFault` for a broken seal anywhere else.
+    What a crash has left of the last line is passed over. Raises `LedgerFault` for a broken seal anywhere else; it
+    tells of the file as `name`, where that is given.
     """
+    name = name or path
     previous, offset = "", 0
     with path.open("rb") as file:
         for line_number, line in enumerate(file, start=1):
             if not follows(line, previous):
                 if file.read(1):
                     raise LedgerFault(
-                        path, line_number, "its seal does not follow from the lines before it: one was edited, "
+                        name, line_number, "its seal does not follow from the lines before it: one was edited, "
                         "removed, put in or moved",
                     )  # fmt: skip
                 if line.endswith(b"\n") and chain_of(line):  # whole, so no crash has torn it
-                    raise LedgerFault(path, line_number, "its seal is wrong: it, or a line before it, was changed")
+                    raise LedgerFault(name, line_number, "its seal is wrong: it, or a line before it, was changed")
                 return
             yield line_number, offset, line
             previous = chain_of(line) or ""

@@ -18,7 +18,8 @@ from data_prep.files import disk_errors
 from train.agree import exchange, on_first_rank, raise_together
 from train.gather import world
 from train.history.checkpoint import Checkpoint, find
-from train.history.folder import steps_in
+from train.history.fence import Fence
+from train.history.folder import steps_in, sweep
 from train.history.identity import Identity, enter
 from train.history.ledger import Ledger
 
@@ -39,7 +40,7 @@ class History:
         id: of this history. order_batch: the batch size that fixed the order.
         checkpoint: what to go on from, None at the beginning. ledger: on rank 0 only.
         notes: lines for the user on how this start relates to the history.
-        restarts: starts before this one.
+        restarts: starts before this one. fence: of this start; None where nobody else can have started.
     """
 
     folder: Path
@@ -50,17 +51,18 @@ class History:
     ledger: Ledger | None = None
     restarts: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    fence: Fence | None = None
 
     @classmethod
-    def enter(cls, folder: Path, identity: Identity) -> History:
+    def enter(cls, folder: Path, identity: Identity, *, fence: Fence | None = None) -> History:
         """Begin a history in `folder`, or check that the one there is of the same thing. A collective."""
 
         def work() -> tuple[dict[str, Any], list[str]]:
             with disk_errors(folder):
-                return enter(folder, identity)
+                return enter(folder, identity, fence)
 
         record, notes = on_first_rank(work)
-        return cls(folder, record["history"], record["order_batch"], list(notes))
+        return cls(folder, record["history"], record["order_batch"], list(notes), fence=fence)
 
     @property
     def done_steps(self) -> int:
@@ -80,6 +82,7 @@ class History:
 
         Raises:
             UserError: no checkpoint holds although one was committed, or ledger and checkpoints disagree.
+            Superseded: a newer start has the history.
         """
         rank, ranks = world()
         header = order.facts() | {"phase": phase, "history": self.id, "order_batch": self.order_batch, "end": end}
@@ -88,12 +91,17 @@ class History:
             if not (self.folder / LEDGER).exists() and steps_in(self.folder / CHECKPOINTS):
                 raise UserError(str(self.folder / LEDGER), "is missing, but there are checkpoints beside it", _PUT_BACK)
             with disk_errors(self.folder):
-                self.ledger = Ledger.open(self.folder / LEDGER, header)
+                if self.fence is not None and (self.folder / CHECKPOINTS).is_dir():
+                    # first of all: what an older start was about to put in place can not get there any more, so what
+                    # is found from here on stays as it is
+                    sweep(self.folder / CHECKPOINTS, fence=self.fence)
+                self.ledger = Ledger.open(self.folder / LEDGER, header, fence=self.fence)
             return self.ledger.committed or 0, self.ledger.starts, self.ledger.last_step
 
         committed, self.restarts, computed = on_first_rank(read)
         found = find(
-            self.folder / CHECKPOINTS, rank=rank, ranks=ranks, exchange=exchange, expected=committed or None
+            self.folder / CHECKPOINTS, rank=rank, ranks=ranks, exchange=exchange, expected=committed or None,
+            fence=self.fence,
         )  # fmt: skip
         self.checkpoint, self.facts = found.checkpoint, found.checkpoint.facts if found.checkpoint else {}
         raise_together(self._contradiction())
@@ -137,7 +145,19 @@ class History:
     def rewind_point(self) -> Checkpoint | None:
         """The newest checkpoint that holds, verified again. A collective."""
         rank, ranks = world()
-        return find(self.folder / CHECKPOINTS, rank=rank, ranks=ranks, exchange=exchange, expected=None).checkpoint
+        return find(
+            self.folder / CHECKPOINTS, rank=rank, ranks=ranks, exchange=exchange, fence=self.fence
+        ).checkpoint  # fmt: skip
+
+    @property
+    def superseded(self) -> bool:
+        """Whether the ledger found on this rank that a newer start has the history."""
+        return self.ledger is not None and self.ledger.superseded
+
+    def check(self) -> None:
+        """Raise `Superseded` on every rank where rank 0 finds that a newer start has the history. A collective."""
+        if self.fence is not None:
+            on_first_rank(self.fence.check)
 
     def note(self, write: Callable[[Ledger], None]) -> None:
         """Let rank 0 write into the ledger."""

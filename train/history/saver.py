@@ -4,11 +4,12 @@ Invariant: `step-N` is there whole, verified and named by `latest`, or the ones 
 deleted before its successor is in place.
 
     1. every rank copies its part to host memory; a thread does the rest
-    2. every rank writes .step-N.A.building/state-RRRR-of-WWWW.safetensors, fsyncs it, reads it back from the disk
+    2. every rank writes .step-N.START.A.building/state-RRRR-of-WWWW.safetensors, fsyncs it, reads it back from the disk
     3. and then, by a rename, part-RRRR.json: its size, checksum and pieces (or failed-RRRR.json: why not)
     4. rank 0 waits for all parts, on the file system alone: no collective waits behind a disk
     5. rank 0 checks that the pieces cover every parameter once, writes manifest.json and fsyncs the folder
-    6. rank 0 renames the folder to step-N, fsyncs, moves `latest`, tells `committed`, deletes the oldest beyond `keep`
+    6. rank 0 renames the folder to step-N, fsyncs, moves `latest`, tells `committed`, deletes the oldest beyond `keep`;
+       before each of them it makes sure that no newer start has the history (train/history/fence.py)
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, read_json, write_atomically, write_json
+from train.history.fence import Fence, Superseded, fsync_folder
 from train.history.folder import (
     MANIFEST,
     building_name,
-    fsync_folder,
     point_latest,
     put,
     remove,
@@ -58,9 +59,14 @@ class Saver:
         background: let a thread write; else `save` returns when this rank's part of the work is done.
         committed: called on rank 0, from the thread, with step and bytes of every checkpoint that is in place.
         part_timeout_s: how long rank 0 waits for the other ranks' parts after its own.
+        fence: of this start; None where nobody else can have started.
+
+    Attributes:
+        last_s: seconds from the beginning of the last save to the end of this rank's work on it, None before any:
+            rank 0's ends when the checkpoint is in place.
 
     Raises:
-        UserError: the folder can not be written.
+        UserError: the folder can not be written. Superseded: a newer start has the history.
     """
 
     def __init__(
@@ -73,20 +79,24 @@ class Saver:
         background: bool = True,
         committed: Callable[[int, int], None] | None = None,
         part_timeout_s: float = 1800.0,
+        fence: Fence | None = None,
     ) -> None:
         self._folder, self._rank, self._ranks, self._keep = folder, rank, ranks, keep
         self._background, self._committed, self._part_timeout_s = background, committed, part_timeout_s
+        self._fence = fence
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
-        self._failure: UserError | None = None
+        self._failure: UserError | Superseded | None = None
         self._defect: BaseException | None = None
         self._attempts = 0
+        self._begun = 0.0
+        self.last_s: float | None = None
         if rank == 0:
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 fsync_folder(folder.parent)
-                sweep(folder)
+                sweep(folder, fence=fence)
 
     def save(
         self, step: int, pieces: Iterable[Piece], facts: Mapping[str, Any], own: Mapping[str, torch.Tensor]
@@ -103,10 +113,10 @@ class Saver:
         started = time.perf_counter()
         self.wait()
         self._attempts += 1
+        self._begun = time.perf_counter()
         layout = Layout(pieces, own)
-        task = _Task(
-            step, self._folder / building_name(step, self._attempts), self._attempts, json.dumps(facts), layout
-        )
+        place = self._folder / building_name(step, self._attempts, self._fence.start if self._fence else None)
+        task = _Task(step, place, self._attempts, json.dumps(facts), layout)
         if self._background:
             try:
                 chunks = self._memory.hold(layout)
@@ -125,6 +135,16 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     @property
+    def running_s(self) -> float | None:
+        """Seconds since the save in flight began; None where there is none."""
+        return time.perf_counter() - self._begun if self.busy else None
+
+    @property
+    def superseded(self) -> bool:
+        """Whether a newer start was found to have the history, and `failure` was not asked since."""
+        return isinstance(self._failure, Superseded)
+
+    @property
     def failed(self) -> bool:
         """Whether a save failed and `failure` was not asked since."""
         return self._failure is not None or self._defect is not None
@@ -138,7 +158,7 @@ class Saver:
             defect, self._defect = self._defect, None
             raise defect
 
-    def failure(self) -> UserError | None:
+    def failure(self) -> UserError | Superseded | None:
         """Why a save failed, once. A defect of rumpun is raised instead."""
         if not self.busy:
             self.wait()
@@ -158,20 +178,34 @@ class Saver:
                 self._write_part(task, chunks)
                 if self._rank == 0:
                     self._commit(task)
-        except UserError as error:
-            self._give_up(task, error)
-        except OSError as error:
+            self.last_s = time.perf_counter() - self._begun
+        except Superseded as lost:
+            self._give_up(task, lost)
+        except (UserError, OSError) as error:
             self._give_up(task, self._explained(task, error))
         except BaseException as error:
             self._clear(task, str(error) or "the save was given up")
             if not isinstance(error, Abandoned):
                 self._defect = error
 
-    def _give_up(self, task: _Task, error: UserError) -> None:
+    def _check(self) -> None:
+        """Raise `Superseded` where a newer start has the history."""
+        if self._fence is not None:
+            self._fence.check()
+
+    def _give_up(self, task: _Task, error: UserError | Superseded) -> None:
         self._clear(task, str(error))
         self._failure = error  # last: whoever sees it may end the process
 
-    def _explained(self, task: _Task, error: OSError) -> UserError:
+    def _explained(self, task: _Task, error: UserError | OSError) -> UserError | Superseded:
+        try:
+            self._check()
+        except Superseded as lost:  # the newer start has swept this save away, or another rank's part of it
+            return lost
+        except OSError:
+            pass
+        if isinstance(error, UserError):
+            return error
         if isinstance(error, FileNotFoundError) and self._rank != 0:
             return UserError(f"saving step {task.step}", "rank 0 gave it up", "see what rank 0 says")
         return UserError(
@@ -191,8 +225,9 @@ class Saver:
             write_json(task.place / f"failed-{self._rank:04d}.json", {"why": why, "host": socket.gethostname()})
 
     def _write_part(self, task: _Task, chunks: Iterable[memoryview]) -> None:
+        self._check()
         if self._rank == 0:
-            sweep(self._folder, before_attempt=task.attempt)
+            sweep(self._folder, fence=self._fence, before_attempt=task.attempt)
         task.place.mkdir(exist_ok=True)
         name = state_name(self._rank, self._ranks)
         size, sha256 = write_verified(task.place / name, task.chunks(chunks), self._closing)
@@ -253,8 +288,9 @@ class Saver:
             os.unlink(task.place / f"part-{rank:04d}.json")
         write_atomically(task.place / MANIFEST, sealed(manifest))
         fsync_folder(task.place)
+        self._check()  # whoever takes over from here on sweeps this folder away first, and it gets no name
         put(task.place, self._folder / step_name(task.step))
-        point_latest(self._folder, task.step)
+        point_latest(self._folder, task.step, self._fence)
         if self._committed is not None:
             self._committed(task.step, sum(file["bytes"] for file in files))
         self._retain(task.step)
@@ -265,6 +301,7 @@ class Saver:
         kept = [s for s in steps if s <= step][: self._keep]
         for old in steps:
             if old not in kept:
+                self._check()
                 remove(self._folder / step_name(old))
 
 
