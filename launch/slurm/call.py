@@ -14,9 +14,7 @@ from launch.slurm import refusals
 
 TIMEOUT_S = 60.0
 PAUSES_S = (1.0, 4.0, 10.0)
-_NO_CLUSTER = re.compile(
-    r"could not establish a configuration source|failed to fetch (remote )?config|no slurm\.conf", re.I
-)
+_NO_CLUSTER = re.compile(r"could not establish a configuration source|failed to fetch config", re.IGNORECASE)
 PATIENCE_S = 60.0  # after so long no further try begins
 # What SLURM sets inside a job or reads as defaults for options. Where the cluster is found stays.
 _INHERITED = tuple(f"{name}_" for name in ("SLURM", "SLURMD", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SACCT", "SINFO"))
