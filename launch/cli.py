@@ -3,6 +3,8 @@
     rumpun demo                    everything, small, on this machine, from nothing
     rumpun run RECIPE              all stages here; skips what is done
     rumpun recipe show RECIPE      the recipe resolved, with the reason of every default
+    rumpun status|watch|logs RUN   where a run is, live too, and what its jobs say
+    rumpun history RUN             where its time went, and why each link ended
     rumpun search MODEL TEXTS      try a model by hand
     rumpun inspect SHARDS          what is in a folder of shards
     rumpun ledger verify RUN       every sample exactly once, proven
@@ -30,7 +32,10 @@ from data_prep.errors import UserError
 from launch.inspect_command import inspect_command
 from launch.ledger_command import ledger_app
 from launch.slurm.cluster_command import cluster_app
+from launch.slurm.history_command import history_command
+from launch.slurm.status_command import logs_command, status_command, watch_command
 from launch.slurm.submit_command import cancel_command, submit_command
+from launch.slurm.preflight_command import preflight_command
 from launch.testbench import testbench_app
 from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
 
@@ -50,6 +55,11 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(testbench_app, name="testbench")
 app.command("inspect")(inspect_command)
+app.command("preflight")(preflight_command)
+app.command("status")(status_command)
+app.command("watch")(watch_command)
+app.command("logs")(logs_command)
+app.command("history")(history_command)
 app.command("submit")(submit_command)
 app.command("cancel")(cancel_command)
 
@@ -71,6 +81,18 @@ Fresh = Annotated[
 ]
 
 
+def quiet_libraries() -> None:
+    """Quiet, offline-safe libraries: their progress bars and notices would break the one-line display."""
+    # waiting threads sleep instead of spinning: beside other busy processes spinning costs most of both cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/kfd").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns of it whenever transformers imports it
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def _run(
     name: str,
     overrides: list[str],
@@ -83,15 +105,7 @@ def _run(
     **choice: Any,
 ) -> Path:
     """Load a recipe, walk its graph, print what came out, and return the run folder."""
-    # quiet, offline-safe libraries: their progress bars and notices would break the one-line display
-    # waiting threads sleep instead of spinning: beside other busy processes spinning costs most of both cores
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/kfd").exists():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns of it whenever transformers imports it
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_libraries()
     from launch.display import TerminalProgress, format_seconds
     from launch.recipe import load_recipe
     from launch.runner import Choice, check_run_name, walk
@@ -278,6 +292,27 @@ def search(
     from launch.search import search as search_texts
 
     search_texts(model, texts, query=query, k=k)
+
+
+@app.command(hidden=True)
+def job(
+    name: Annotated[str, typer.Argument(metavar="JOB", help="prepare, pairs, pretrain, finetune, eval or export")],
+    recipe: RecipeName,
+    overrides: Overrides = [],
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    run_name: RunName = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", metavar="NAME", help="cluster profile")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """What a job script starts: one link of a job, on the nodes that the scheduler gave it."""
+    quiet_libraries()
+    from launch.slurm.job import job_command
+
+    code = job_command(
+        name, recipe, overrides, data=data, runs=runs, run_name=run_name, cluster=cluster, fresh=fresh
+    )  # fmt: skip
+    raise typer.Exit(code)
 
 
 @app.command()
