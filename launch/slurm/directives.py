@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ OUTPUT = "logs/slurm"
 _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "API_KEY", "CREDENTIAL")
 
 
-def directives(job: Job, *, run: Path, profile: ClusterProfile) -> list[Directive]:
+def directives(
+    job: Job, *, run: Path, profile: ClusterProfile, avoid: Mapping[str, str] | None = None
+) -> list[Directive]:
     """The directives of a job.
 
     Args:
-        run: absolute path of the run folder.
+        run: absolute path of the run folder. avoid: why a node of `exclude` is there, beyond the profile's.
 
     Raises:
         UserError: the run's path holds what the scheduler cannot write a file under.
@@ -74,7 +77,11 @@ def directives(job: Job, *, run: Path, profile: ClusterProfile) -> list[Directiv
         why += f" The recipe asks for more than the cluster {profile.name} gives."
     add("time", shape.time_min, why, fact="max_time_min")
     if shape.exclude:
-        add("exclude", ",".join(shape.exclude), "Nodes to stay away from.", fact="exclude")
+        past = "; ".join(f"{node}: {why}" for node, why in (avoid or {}).items())
+        add(
+            "exclude", ",".join(shape.exclude), f"Nodes to stay away from{f' ({past})' if past else ''}.",
+            fact="exclude",
+        )  # fmt: skip
     found += _survival(job)
     found += _surroundings(job, run)
     return found

@@ -80,11 +80,14 @@ def program() -> str:
     raise UserError(str(place), "no such file: jobs start it", "install rumpun into this environment: pip install -e .")
 
 
-def prepare(order: Order, *, time_min: int | None = None, only: str | None = None) -> Prepared:
-    """Load, judge and render: everything that can be said without the scheduler. Writes nothing.
+def prepare(
+    order: Order, *, time_min: int | None = None, only: str | None = None, slurm: Slurm | None = None
+) -> Prepared:
+    """Load, judge and render: what can be said before anything is submitted. Writes nothing.
 
     Args:
         time_min: minutes of a training link, where this command asks for them. only: this job alone.
+        slurm: tells which nodes there are, so that those with a bad past are left out; None leaves none out.
 
     Raises:
         UserError: what would fail once a job runs, as far as it can be known here.
@@ -104,16 +107,16 @@ def prepare(order: Order, *, time_min: int | None = None, only: str | None = Non
     stages = Plan(recipe, order.run, order.data or (order.run / "generate" if recipe.generate else None)).stages()
     to_do = stages_to_do(stages, Workshop(order.run))
     kind = kind_of(only) if only else None
+    avoid = _nodes_to_avoid(order, recipe, profile, slurm) if slurm and to_do else {}
     jobs = jobs_of(
-        recipe, profile, stages=[s.name for s in stages], to_do=to_do, time_min=time_min,
-        excluded=_nodes_to_avoid(profile),
+        recipe, profile, stages=[s.name for s in stages], to_do=to_do, time_min=time_min, excluded=avoid
     )  # fmt: skip
     if to_do:
         check_room(recipe, order.run)
     texts = {
         job.name: render(
             TEMPLATES / f"{job.name}.sbatch",
-            directives=directives(job, run=order.run, profile=profile),
+            directives=directives(job, run=order.run, profile=profile, avoid=avoid),
             setup=setup(profile),
             arguments=order.arguments(),
             program=program(),
@@ -124,9 +127,17 @@ def prepare(order: Order, *, time_min: int | None = None, only: str | None = Non
     return Prepared(order, recipe, source, profile, tuple(jobs), texts, len(stages))
 
 
-def _nodes_to_avoid(profile: ClusterProfile) -> dict[str, str]:
-    """Nodes that are known to be sick at the moment, with the reason."""
-    return {}
+def _nodes_to_avoid(order: Order, recipe: Recipe, profile: ClusterProfile, slurm: Slurm) -> dict[str, str]:
+    """Nodes whose past keeps them out for now, with the reason; as many nodes as training needs are left."""
+    from launch.slurm.nodes import excluded, folder_of
+
+    memory = folder_of(order.run.parent)
+    if not memory.is_dir():
+        return {}
+    mine = set((profile.partition or "").split(",")) - {""}
+    known = [node.name for node in slurm.node_facts() if not mine or mine & set(node.partitions)]
+    found = list(excluded(memory, known=known).items())
+    return dict(found[: max(0, len(known) - recipe.slurm.nodes)])
 
 
 def decide(prepared: Prepared, slurm: Slurm | None) -> list[Decision]:

@@ -67,19 +67,19 @@ def submit_command(
         target, overrides=overrides or [], data=data, runs=runs, run_name=run_name, cluster=cluster,
         asked={"nodes": nodes, "tasks_per_node": tasks_per_node, "time_min": time_min},
     )  # fmt: skip
-    prepared = prepare(order, time_min=time_min, only=only)
-    if not prepared.texts:
-        what = f"all stages of {only} are" if only and prepared.jobs else f"all {prepared.stages} stages are"
-        typer.echo(f"nothing to do: {what} up to date in {shown(order.run)}")
-        return
     slurm: Slurm | None = None
     trouble: UserError | None = None
     try:
         slurm = Slurm.here()
     except UserError as error:
-        if not dry_run:
-            raise
         trouble = error
+    prepared = prepare(order, time_min=time_min, only=only, slurm=slurm)
+    if not prepared.texts:
+        what = f"all stages of {only} are" if only and prepared.jobs else f"all {prepared.stages} stages are"
+        typer.echo(f"nothing to do: {what} up to date in {shown(order.run)}")
+        return
+    if trouble is not None and not dry_run:
+        raise trouble
     decisions, answers = decide(prepared, slurm), {}
     if slurm:
         try:
