@@ -226,7 +226,8 @@ def _job(
 def _resubmitted(job: Mapping[str, Any], link: Sequence[Mapping[str, Any]], id: str) -> bool:
     """Whether the newest link is of an earlier submission: the job of now has not begun."""
     told = str(event_of(link, "begin").get("job", "")).partition("_")[0]
-    return bool(told) and told != id.partition("_")[0]
+    named = str(event_of(link, "end").get("next") or "").split()
+    return bool(told) and told != id.partition("_")[0] and id not in named
 
 
 def _progress(run: Path, phase: str, began: float | None, now: float) -> Progress | None:
