@@ -15,12 +15,35 @@ from launch.stages import SCRATCH
 
 if TYPE_CHECKING:
     from data_prep.fanout import Fanout
+    from launch.fanout import FanoutConfig
     from launch.ranks import Starter
-    from launch.recipe import Recipe
+    from launch.recipe import LaunchConfig, Recipe
 
 PLACEHOLDER = "{data}"
 
 AnySection = TypeVar("AnySection", bound=Section)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Where a recipe is walked: on this machine as the recipe says, or on what a job was given.
+
+    Attributes:
+        launch, fanout: in place of the recipe's tables, where they are set.
+        starter: who starts the ranks of a training phase; None: this machine.
+        deadline: seconds since the epoch after which training saves and stops, None for no limit.
+        job, restart: the scheduler's id of this job, and how often it was started before.
+    """
+
+    launch: LaunchConfig | None = None
+    fanout: FanoutConfig | None = None
+    starter: Starter | None = None
+    deadline: float | None = None
+    job: str | None = None
+    restart: int = 0
+
+
+ON_THIS_MACHINE = Surroundings()
 
 
 @dataclass(frozen=True)
@@ -30,16 +53,14 @@ class Binding:
     Attributes:
         data: what `{data}` stands for, None where neither --data nor [generate] gives one.
         fresh: whether training phases start over beside an unfinished history.
-        deadline: seconds since the epoch after which training saves and stops, None for no limit.
-        starter: who starts the ranks of a training phase; None: this machine.
+        here: where this happens; nothing of it changes a result.
     """
 
     recipe: Recipe
     run: Path
     data: Path | None
     fresh: bool = False
-    deadline: float | None = None
-    starter: Starter | None = None
+    here: Surroundings = ON_THIS_MACHINE
 
     def _fill(self, value: Any) -> Any:
         """Replace `{data}` in every string of a JSON value."""
@@ -134,12 +155,17 @@ class Binding:
     @cached_property
     def fanout(self) -> Fanout:
         """Who computes the parts of data stages."""
-        return make_fanout(self.recipe.fanout)
+        return make_fanout(self.here.fanout or self.recipe.fanout)
 
     @cached_property
     def device_fanout(self) -> Fanout:
         """The same for stages that embed and search, on accelerators where there are any."""
-        return make_fanout(self.recipe.fanout, devices=True)
+        return make_fanout(self.here.fanout or self.recipe.fanout, devices=True)
+
+    @property
+    def launch(self) -> LaunchConfig:
+        """The processes of a training phase."""
+        return self.here.launch or self.recipe.launch
 
     def probe_source(self) -> Literal["pairs", "mine", "synth"]:
         """The source whose pairs the probe asks: the named one, or the first that is on."""

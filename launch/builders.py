@@ -181,7 +181,7 @@ class Builders:
             "history": history,
             "checkpoint": self.recipe.checkpoint.model_dump(),
             "guard": self.recipe.guard.model_dump(),
-            "deadline": self.at.deadline,
+            "deadline": self.at.here.deadline,
             # the content of the model's stage is known: its files need not be hashed again
             "inputs": {"model": read_json(job["model"].parent / RECORD)["content"]},
             **job,
@@ -189,8 +189,8 @@ class Builders:
         # the ranks run elsewhere: every path they get is absolute
         summary = run_phase(
             {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in given.items()},
-            out=out, logs=(self.run / "logs" / phase).resolve(), launch=self.recipe.launch, progress=progress,
-            starter=self.at.starter,
+            out=out, logs=(self.run / "logs" / phase).resolve(), launch=self.at.launch, progress=progress,
+            starter=self.at.here.starter,
         )  # fmt: skip
         wanted = (
             "steps",

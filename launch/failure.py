@@ -23,10 +23,12 @@ class RankFailure(Exception):
         line: what happened, without the log. cause: the same without what differs between equal failures.
         exit_code: what the command ends with. hosts: the nodes that it happened on, where they are known.
         again_here: whether starting again on the same nodes could help.
+        repeated: whether it happened twice at one step.
     """
 
     exit_code = DEFECT
     again_here = True
+    repeated = False
 
     def __init__(self, message: str, *, line: str, cause: str, hosts: Sequence[str] = ()) -> None:
         super().__init__(message)

@@ -21,9 +21,10 @@ from launch.failure import Hung, Logs, RankFailure, hosts_of, rank_failure, sign
 from launch.relay import Relay, last_step, saved_step
 from launch.stopping import Asked
 from launch.worker import DIVERGED_FILE, FAILURE, STOPPED_FILE
-from train.exit_codes import DONE, MISTAKE, STOPPED
+from train.exit_codes import DONE, MISTAKE, STOPPED, SUPERSEDED
 from train.guard import STOP_SIGNALS, Diverged
 from train.heartbeat import LAUNCHER_PATIENCE_S
+from train.history.fence import Fence, Superseded
 from train.survival import Stopped
 from train.verdict import VERDICT, Watch
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.2
 HEARTBEAT_EVERY_S = 1.0
-LEAVE_S = {DONE: 60.0, STOPPED: 60.0, MISTAKE: 1.0}
+LEAVE_S = {DONE: 60.0, STOPPED: 60.0, MISTAKE: 1.0, SUPERSEDED: 5.0}
 FAILED_LEAVE_S = 5.0
 """Seconds that the others have to end, and to leave their logs, once a rank has ended: by its exit code, else this."""
 
@@ -154,7 +155,11 @@ def _follow(ranks: Ranks, watch: Watch, verdict: Path, *, asked: Asked, relay: R
 
 def _end_of(ranks: Ranks, given_up: str, *, job: Mapping[str, Any], verdict: Path, logs: Logs, asked: Asked) -> None:
     """Raise what the ended ranks say; return where all is done."""
-    phase, out = job["phase"], Path(job["out"])
+    phase, out, fence = job["phase"], Path(job["out"]), Fence.of(job.get("fence"))
+    if fence is not None:
+        fence.check()  # before anything is said of ranks that were only overtaken
+    if any(code == SUPERSEDED for _, code in ranks.ended):
+        raise Superseded("superseded: a newer start has taken over this phase; this one changed nothing more")
     if verdict.exists():
         found = read_json(verdict)
         raise Hung(found["line"], hosts=hosts_of(found))
@@ -185,6 +190,12 @@ def _end_of(ranks: Ranks, given_up: str, *, job: Mapping[str, Any], verdict: Pat
         raise Stopped(asked.reason or facts["reason"], facts["step"])
 
 
+def _clear(logs: Path) -> None:
+    """Remove what earlier starts were told and reported; their logs stay."""
+    for old in (*logs.glob("heartbeat*"), *logs.glob("job*.json")):
+        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+
+
 def run_ranks(
     job: Mapping[str, Any],
     *,
@@ -207,13 +218,16 @@ def run_ranks(
     Raises:
         UserError: a mistake found by a rank, or a taken port. RankFailure: a rank died; Hung: nobody moved.
         Stopped: the ranks were asked to stop, and saved. Diverged: [guard] gave up.
+        Superseded: a newer start has taken over.
         KeyboardInterrupt: ^C after a request to stop; nothing was waited for.
     """
     from launch.local import LocalStarter
 
     starter = starter or LocalStarter()
-    beats = logs / "heartbeat"
-    history = Path(job.get("history", out))
+    fence, history = Fence.of(job.get("fence")), Path(job.get("history", out))
+    # ranks of an older start may be alive still: what they write by name must not be taken for this start's
+    own = f"-{fence.start}" if fence else ""
+    beats, job_file = logs / f"heartbeat{own}", logs / f"job{own}.json"
     job = {"out": str(out), **job}
     limits = {"hang_after_s": launch.hang_after_s, "start_within_s": launch.start_within_s}
     with tempfile.TemporaryDirectory(prefix="rumpun-") as meeting, nullcontext(asked) if asked else Asked() as asked:
@@ -222,16 +236,16 @@ def run_ranks(
             **starter.job_facts(launch, meeting=Path(meeting)),
             "heartbeat": {"folder": str(beats), **limits},
         }
-        shutil.rmtree(beats, ignore_errors=True)
+        _clear(logs)
         beats.mkdir(parents=True)
-        write_json(logs / "job.json", {**job, **more})
+        write_json(job_file, {**job, **more})
         written = Logs(logs, launch.nproc)
         relay = Relay(history, progress, stepping=lambda facts: starter.note("stepping", phase=job["phase"], **facts))
         patience_s = LAUNCHER_PATIENCE_S if launch.nproc > 1 else 3.0  # a rank alone cannot watch itself
         watch = Watch(beats, ranks=launch.nproc, patience_s=patience_s, **limits)
         verdict = beats / VERDICT
         starter.note("ranks", phase=job["phase"], attempt=job.get("restart", 0))
-        with starter.start(logs / "job.json", launch=launch, logs=written, phase=job["phase"]) as ranks:
+        with starter.start(job_file, launch=launch, logs=written, phase=job["phase"]) as ranks:
             given_up = _follow(ranks, watch, verdict, asked=asked, relay=relay, launch=launch)
         relay.close()
         _end_of(ranks, given_up, job=job, verdict=verdict, logs=written, asked=asked)

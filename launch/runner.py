@@ -6,13 +6,13 @@ import difflib
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, read_json, write_atomically, write_json
-from launch.binding import PLACEHOLDER
+from launch.binding import ON_THIS_MACHINE, PLACEHOLDER, Surroundings
 from launch.lock import RunLock
 from launch.pipeline import GATES, STAGES, Plan
 from launch.stages import Stage, Workshop, following, leading
@@ -32,12 +32,14 @@ class Choice:
     Attributes:
         only: this stage alone; its inputs must be there. start: rebuild this stage and all that depends on it.
         until: build this stage and what it needs, nothing after. force: rebuild even what is up to date.
+        stages: exactly these, in the graph's order; what they need must be there.
     """
 
     only: str | None = None
     start: str | None = None
     until: tuple[str, ...] = ()
     force: bool = False
+    stages: tuple[str, ...] = ()
 
 
 @dataclass
@@ -116,12 +118,14 @@ def walk(
     choice: Choice,
     progress: TerminalProgress,
     fresh: bool = False,
+    here: Surroundings = ON_THIS_MACHINE,
 ) -> Outcome:
     """Bring the asked stages of a run up to date.
 
     Args:
         source: the recipe's file. run: the run folder. data: what `{data}` stands for.
         fresh: start a training phase over beside its unfinished history, which is kept.
+        here: where this happens.
 
     Raises:
         UserError: whatever a user can mend; finished stages stay as they are.
@@ -132,12 +136,13 @@ def walk(
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}", "is not a folder", "give the folder that holds the data")
     limit_s = recipe.launch.stop_after_s
+    limits = [t for t in (here.deadline, None if limit_s is None else time.time() + limit_s) if t is not None]
     plan = Plan(
         recipe,
         run,
         data if data is not None else (run / "generate" if recipe.generate else None),
         fresh=fresh,
-        deadline=None if limit_s is None else time.time() + limit_s,
+        here=replace(here, deadline=min(limits, default=None)),
     )
     if recipe.generate is not None and data is not None:
         raise UserError(
@@ -203,6 +208,8 @@ def _wanted(stages: Sequence[Stage], choice: Choice) -> set[str]:
         raise UserError(f"--only {choice.only} --from {choice.start}", "exclude each other", "give one of them")
     if choice.only:
         return {check_stage(choice.only, stages)}
+    if choice.stages:
+        return {check_stage(name, stages) for name in choice.stages}
     if choice.start:
         check_stage(choice.start, stages)
     if choice.until:

@@ -21,6 +21,7 @@ from launch.ranks import Starter, run_ranks
 from launch.relay import last_step, saved_step
 from launch.stopping import Asked
 from train.guard import Diverged
+from train.history.fence import Superseded, claim
 from train.survival import Stopped
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _outcome(error: BaseException | None, history: Path) -> dict[str, Any]:
     if isinstance(error, RankFailure):
         kind = "hung" if isinstance(error, Hung) else "failed"
         return facts | {"outcome": kind, "reason": error.line, "cause": error.cause, "hosts": list(error.hosts)}
-    names = {UserError: "mistake", Diverged: "diverged"}
+    names = {UserError: "mistake", Diverged: "diverged", Superseded: "superseded"}
     return facts | {"outcome": names.get(type(error), "stopped"), "reason": str(error) or type(error).__name__}
 
 
@@ -80,26 +81,30 @@ def run_phase(
     The job gets `restart`: how often it was started before in this call.
 
     Raises:
-        RankFailure: as `run_ranks`, with the reason why it was not restarted (again).
+        RankFailure: as `run_ranks`, with the reason why it was not restarted (again). Superseded: a newer start of
+            this phase has taken over.
     """
     starter = starter or LocalStarter()
     phase, history = job["phase"], Path(job.get("history", out))
     failed: set[tuple[int, str]] = set()
+    owner, owned = starter.identity, None
     with Asked() as asked:
         for restart in itertools.count():
             if asked.reason is not None:
                 raise Stopped(asked.reason, saved_step(history))
             error: BaseException | None = None
+            owned = claim(history, job=owner[0], restart=owner[1], after=owned)
             try:
                 return run_ranks(
-                    {**job, "restart": restart}, out=out, logs=logs, launch=launch, progress=progress, asked=asked,
-                    starter=starter,
+                    {**job, "restart": restart, "fence": owned.facts()}, out=out, logs=logs, launch=launch,
+                    progress=progress, asked=asked, starter=starter,
                 )  # fmt: skip
             except RankFailure as failure:
                 error, step = failure, last_step(history)
                 reason = _why_not_again(
                     failure, failed, step=step, restart=restart, limit=launch.restarts, asked=asked
                 )  # fmt: skip
+                failure.repeated = (step, failure.cause) in failed
                 if reason is not None:
                     failure.args = (f"{failure}" + (f"\n{reason}" if reason else ""),)
                     raise

@@ -1,4 +1,5 @@
-"""One rank of a training phase: `python -m launch.worker JOB.json`, started by launch/local.py.
+"""One rank of a training phase: `python -m launch.worker JOB.json`, started by launch/local.py
+or, on the nodes of a job, by launch/slurm/ranks.py.
 
 The job names the phase, the recipe's tables and the folders. A mistake that a user can mend is left in `failure.json`
 for the launcher to print, a stop or a divergence in a file of its own; any other exception leaves its traceback in the
@@ -8,17 +9,22 @@ rank's log. Exit codes: train/exit_codes.py.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+if __name__ == "__main__":  # before anything else is loaded: what asks to stop from here on waits until it can be noted
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
+
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from launch.agent import die_with_parent
-from train.exit_codes import DEFECT, DIVERGED, MISTAKE, STOPPED
+from train.exit_codes import DEFECT, DIVERGED, MISTAKE, STOPPED, SUPERSEDED
 from train.guard import Diverged, GuardConfig, StopRequest
+from train.history.fence import Fence, Superseded
 
 if TYPE_CHECKING:
     from train.heartbeat import Heartbeat
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
 FAILURE = "failure.json"
 STOPPED_FILE = "stopped.json"
 DIVERGED_FILE = "diverged.json"
+STEP = "RUMPUN_STEP"
+"""Set where the ranks are tasks of one step that ends with the first that ends badly."""
 
 
 def _check_ranks(job: dict[str, Any]) -> tuple[int, int]:
@@ -64,6 +72,7 @@ def _survival(job: dict[str, Any], stop: StopRequest, heart: Heartbeat | None) -
         heartbeat=heart,
         job=job.get("job"),
         inputs=job.get("inputs", {}),
+        fence=Fence.of(job.get("fence")),
     )
 
 
@@ -123,7 +132,20 @@ def _run(job: dict[str, Any], stop: StopRequest, heart: Heartbeat | None, rank: 
         if rank == 0:
             write_json(out / DIVERGED_FILE, {"message": str(diverged)})
     survival.at("leaving together")
-    stop_ranks(code)
+    # in a step of a job a code other than 0 has the others killed; the launcher reads the files
+    stop_ranks(0 if os.environ.get(STEP) else code)
+
+
+def _overtaken(job: dict[str, Any]) -> bool:
+    """Whether a newer start has this phase's history."""
+    fence = Fence.of(job.get("fence"))
+    return fence is not None and fence.lost
+
+
+def _leave_failure(out: Path, error: UserError) -> None:
+    """Tell the launcher of a mistake."""
+    with suppress(UserError):  # a disk so full that not even this finds room; the line in the log is told then
+        write_json(out / FAILURE, {"value": error.value, "rule": error.rule, "fix": error.fix})
 
 
 def main(job_file: Path, stop: StopRequest) -> NoReturn:
@@ -135,13 +157,20 @@ def main(job_file: Path, stop: StopRequest) -> NoReturn:
         rank, ranks = _check_ranks(job)
         heart = _heartbeat(job, rank=rank, ranks=ranks)
         _run(job, stop, heart, rank)
+    except Superseded as lost:
+        code = SUPERSEDED
+        print(lost, file=sys.stderr)
     except UserError as error:
         code = MISTAKE
         print(f"error: {error}", file=sys.stderr)
-        with suppress(UserError):  # a disk so full that not even this finds room; the line above is told then
-            write_json(Path(job["out"]) / FAILURE, {"value": error.value, "rule": error.rule, "fix": error.fix})
+        if _overtaken(job):
+            code = SUPERSEDED
+        else:
+            _leave_failure(Path(job["out"]), error)
     except BaseException:
-        if heart is not None:
+        if _overtaken(job):  # its folders were swept away: no defect
+            code = SUPERSEDED
+        elif heart is not None:
             heart.hold()
         traceback.print_exc()
     sys.stdout.flush()
@@ -153,4 +182,7 @@ if __name__ == "__main__":
     die_with_parent()
     request = StopRequest()
     request.install()
+    from launch.slurm.place import take_place
+
+    take_place()
     main(Path(sys.argv[1]), request)

@@ -1,0 +1,111 @@
+"""After the walk of a link: what follows is decided, recorded and set in motion."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import typer
+
+from data_prep.errors import UserError
+from launch.slurm.afterwards import Ending, Next, decide
+from launch.slurm.jobs import route_of
+from launch.slurm.routes import RUNS, give_up_array, requeue, succeed, wait_to_be_ended
+from train.exit_codes import DEFECT, DONE
+
+if TYPE_CHECKING:
+    from launch.display import TerminalProgress
+    from launch.slurm.config import Route
+    from launch.slurm.job import Link
+
+
+def follow(link: Link, ending: Ending, progress: TerminalProgress) -> int:
+    """Record how the link ended, and let the job go on where it can. Returns the exit code of this process."""
+    # from here on nothing is left to save; a second warning must not end what is being set in motion
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    route = _route(link)
+    following = decide(
+        ending, events=link.chain.events(link.kind.name), settings=link.recipe.slurm, route=route,
+        last_of_array=link.place.last_of_array, stopped=link.chain.stopped(link.place.job_id),
+    )  # fmt: skip
+    _remember(link, ending)
+    if following.route != "none":
+        following = _taken(link, following)
+    if following.route in ("requeue", "already requeued"):
+        _tell(link, ending, following)
+        return _requeued(link, ending, following)
+    if following.route == "successor":
+        following = _succeeded(link, ending)
+    _tell(link, ending, following)
+    if following.route == "none" and ending.outcome not in ("done", "superseded"):
+        give_up_array(link.slurm, link.place)
+    return following.exit
+
+
+def _route(link: Link) -> Route:
+    """As submitted: an array is an array, whatever the recipe says by now."""
+    if link.place.array is not None:
+        return "array"
+    told = link.chain.jobs().get("jobs", {}).get(link.kind.name, {})
+    if told.get("id") == link.place.job_id and told.get("route") in ("requeue", "successor"):
+        route: Route = told["route"]
+        return route
+    return route_of(link.recipe, link.profile)
+
+
+def _taken(link: Link, following: Next) -> Next:
+    """What the scheduler has decided already: the job was cancelled, or requeued by somebody else."""
+    told = link.slurm.show(link.place.job_id)
+    if int(told.get("Restarts", 0)) > link.place.restart:
+        return Next("already requeued", "the scheduler has requeued it", following.exit)
+    state = told.get("JobState", "").split(" ")[0]
+    if state not in RUNS:
+        return Next("none", f"the job was cancelled (the scheduler says {state})", following.exit)
+    return following
+
+
+def _requeued(link: Link, ending: Ending, following: Next) -> int:
+    if following.route == "already requeued":
+        return wait_to_be_ended()
+    try:
+        return requeue(link.slurm, link.place, without=ending.hosts if ending.leave_out else ())
+    except UserError as refused:  # a site that forbids it: the next best route
+        typer.echo(f"not requeued ({refused.rule}); a new job goes on instead", err=True)
+        following = _succeeded(link, ending)
+        _tell(link, ending, following)
+        return following.exit
+
+
+def _succeeded(link: Link, ending: Ending) -> Next:
+    without = ending.hosts if ending.leave_out else ()
+    try:
+        new = succeed(link.slurm, link.place, link.chain, link.kind.name, without=without)
+    except UserError as refused:
+        return Next("none", f"no successor could be submitted: {refused}", ending.exit or DEFECT)
+    return Next(f"successor {new}", "", DONE)
+
+
+def _remember(link: Link, ending: Ending) -> None:
+    """Failures are remembered by node; what the preflight found is in the memory already."""
+    if ending.outcome not in ("failed", "hung") or not ending.hosts or ending.cause == "preflight":
+        return
+    from launch.slurm.look import remember_all
+
+    kind = "failed" if ending.leave_out else "rank_killed"
+    kind = {"hung": "hung", "roll call": "roll_call_missing"}.get(
+        "hung" if ending.outcome == "hung" else ending.cause, kind
+    )
+    remember_all(link, dict.fromkeys(ending.hosts, (kind, ending.reason)))
+
+
+def _tell(link: Link, ending: Ending, following: Next) -> None:
+    """The record's last line of this link, and the user's."""
+    link.log.write(
+        "end", **ending.facts(), exit=following.exit, next=following.route.removeprefix("already "), why=following.why
+    )
+    if ending.outcome == "done":
+        return
+    said = {"requeue": "the job is requeued and goes on", "array": following.why}
+    line = said.get(following.route) or following.why or f"job {following.route.removeprefix('successor ')} goes on"
+    typer.echo(line if following.route != "none" else f"not going on by itself: {line}", err=True)
