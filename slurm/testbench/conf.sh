@@ -30,9 +30,9 @@ setting() { # setting OPTION VALUE: check, and note in CHANGED what differs from
     --accounting) case $value in yes | no) ;; *) fail "$option $value" "must be yes or no" "$option yes" ;; esac ;;
     --slurm-conf)
       key=${value%%=*}
-      case $value in *$'\n'* | [!A-Za-z]* | *[!A-Za-z]*=*) key='' ;; *=*) ;; *) key='' ;; esac
+      case $value in *$'\n'*) key='' ;; *=*) ;; *) key='' ;; esac
       case $key in
-        '' | *[!A-Za-z]* | NodeName | PartitionName | ClusterName)
+        '' | *[!A-Za-z0-9]* | NodeName | PartitionName | ClusterName)
           fail "$option $value" "must be KEY=VALUE, one line of slurm.conf" "$option SlurmdTimeout=5" ;;
       esac
       if [ "${CONF[$key]-none}" != "${value#*=}" ]; then CHANGED="$CHANGED $value"; fi

@@ -2,7 +2,8 @@
 
 say() { printf 'testbench: %s\n' "$*" >&2; }
 fail() { # fail VALUE RULE FIX: a mistake that the user can mend
-  printf 'error: %s: %s. Fix: %s\n' "$1" "$2" "$3" >&2
+  local line="error: $1: $2. Fix: $3"
+  printf '%s\n' "${line//$'\n'/ }" >&2
   exit 2
 }
 broken() { # broken TEXT: what should have worked did not
@@ -35,7 +36,7 @@ daemon() {
   local name=$1
   shift
   rm -f "$BENCH/pids/$name"
-  setsid bash -c '. "$1"; BENCH=$2 name=$3; shift 3; remember "$name" $$; exec "$@"' \
+  setsid bash -c '. "$1"; export RUMPUN_TESTBENCH=$2; BENCH=$2 name=$3; shift 3; remember "$name" $$; exec "$@"' \
     bash "$HERE/lib.sh" "$BENCH" "$name" nice -n -10 "$@" </dev/null >>"$BENCH/log/$name.out" 2>&1 9>&- &
   while [ ! -e "$BENCH/pids/$name" ]; do sleep 0.01; done
 }
@@ -62,10 +63,7 @@ until_ok() {
   local end=$((SECONDS + $1)) what=$2 name=$3 why
   shift 3
   until "$@" >/dev/null 2>&1; do
-    [ -z "$INTERRUPTED" ] || {
-      echo "interrupted; testbench down ends what was started" >&2
-      exit 130
-    }
+    [ -z "$INTERRUPTED" ] || exit 130
     why=''
     if [ -e "$BENCH/pids/$name" ] && ! pid_of "$name" >/dev/null; then why="$name has ended"; fi
     if ((SECONDS > end)); then why="waited in vain for $what"; fi

@@ -6,6 +6,8 @@ CLIENTS="sbatch srun salloc scancel scontrol sinfo squeue sacct sacctmgr sstat s
 
 packages() { if [ "$ACCOUNTING" = yes ]; then echo "$PACKAGES $ACCOUNTING_PACKAGES"; else echo "$PACKAGES"; fi; }
 
+have() { [ -x "$(command -v "$1")" ]; } # bash also finds files that cannot be executed
+
 need_machine() {
   [ "$(id -u)" = 0 ] || fail "user $(id -un)" \
     "the testbench needs root, for namespaces and virtual network cables" "sudo -E $SELF $COMMAND --at $BENCH"
@@ -14,11 +16,11 @@ need_machine() {
 need_programs() {
   local missing='' program
   for program in slurmctld slurmd munged $CLIENTS ip unshare nsenter ps; do
-    command -v "$program" >/dev/null || missing="$missing $program"
+    have "$program" || missing="$missing $program"
   done
   if [ "$ACCOUNTING" = yes ]; then
     for program in slurmdbd mariadbd mariadb mariadb-install-db; do
-      command -v "$program" >/dev/null || missing="$missing $program"
+      have "$program" || missing="$missing $program"
     done
   fi
   [ -z "$missing" ] || fail "programs$missing" "are missing" \
@@ -30,18 +32,18 @@ need_programs() {
 }
 
 install_packages() {
-  local package missing=() policy=/usr/sbin/policy-rc.d log
-  command -v apt-get >/dev/null || fail "apt-get" "is missing" "install what provides slurmctld, slurmd, slurmdbd, munged, mariadbd"
+  local package missing=() log
+  have apt-get || fail "apt-get" "is missing" "install what provides slurmctld, slurmd, slurmdbd, munged, mariadbd"
   for package in $(packages); do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   say "installing ${missing[*]}"
   log=$(mktemp)
-  if [ ! -e $policy ]; then # apt would start the daemons
-    printf '#!/bin/sh\nexit 101\n' >$policy
-    chmod 755 $policy
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  if [ ! -e /usr/sbin/policy-rc.d ]; then # without it apt starts the daemons
+    POLICY=/usr/sbin/policy-rc.d            # removed in the end
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
   fi
   set -- apt-get install -y -q -o DPkg::Lock::Timeout=120 --no-install-recommends "${missing[@]}"
   export DEBIAN_FRONTEND=noninteractive

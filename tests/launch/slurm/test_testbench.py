@@ -1,23 +1,43 @@
-"""The one-machine cluster is a real one: hosts of their own, accidents, requeues; and it ends what it started, no more."""
+"""The one-machine cluster is a real one: hosts of their own, accidents, requeues, preemption."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 from real_cluster import Cluster
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_four_nodes_are_four_hosts(cluster: Cluster) -> None:
     answer = cluster.run(["srun", "-N4", "sh", "-c", "echo $(hostname) $(hostname -I) $CUDA_VISIBLE_DEVICES"])
     hosts = [line.split() for line in sorted(answer.stdout.splitlines())]
     assert [host[0] for host in hosts] == cluster.nodes == ["node1", "node2", "node3", "node4"]
     assert len({host[1] for host in hosts}) == 4
+    assert {len(host) for host in hosts} == {2}, "a GPU that nobody asked for"
     job = cluster.sbatch("srun sh -c 'echo $CUDA_VISIBLE_DEVICES > $(hostname).gpus'", "-N4", "--gres=gpu:2")
     cluster.wait_for_state(job, "COMPLETED")
     assert {(cluster.scratch / f"{node}.gpus").read_text() for node in cluster.nodes} == {"0,1\n"}
 
 
-@pytest.mark.slow
+def test_exit_codes_and_signals_of_a_command_are_its_own(cluster: Cluster) -> None:
+    assert cluster.run(["srun", "sh", "-c", "exit 7"], check=False).returncode == 7
+    assert cluster.testbench("exec", "sh", "-c", "exit 9", check=False).returncode == 9
+    assert cluster.on("node3", ["hostname"]).stdout == "node3\n"
+    refused = cluster.run(["sbatch", "-p", "nowhere", "--wrap", "true"], check=False)
+    assert refused.returncode == 1
+    assert "invalid partition" in refused.stderr.lower()
+
+
+def test_jobs_start_no_better_than_their_user_is(cluster: Cluster) -> None:
+    # SLURM's daemons run with nice -10, so that they answer while ranks use all CPUs; ranks must not inherit it
+    assert cluster.run(["srun", "-N2", "nice"]).stdout.split() == ["0", "0"]
+    job = cluster.sbatch("nice; srun nice")
+    cluster.wait_for_state(job, "COMPLETED")
+    assert cluster.output(job).split() == ["0", "0"]
+
+
 def test_crashed_node_gives_its_job_back(cluster: Cluster) -> None:
     job = cluster.sbatch("echo restart $SLURM_RESTART_COUNT; srun sleep 600", "-N2", "-w", "node1,node2")
     cluster.wait_for_state(job, "RUNNING")
@@ -31,18 +51,75 @@ def test_crashed_node_gives_its_job_back(cluster: Cluster) -> None:
     assert runs[0] == "NODE_FAIL"
 
 
-@pytest.mark.slow
-def test_up_is_idempotent_and_status_tells(cluster: Cluster) -> None:
-    before = _pids(cluster)
-    cluster.testbench("up")
-    assert _pids(cluster) == before
-    cluster.testbench("node", "node3", "crash")
-    assert cluster.testbench("status", check=False).returncode == 1
-    cluster.testbench("up")
-    assert cluster.testbench("status").returncode == 0
-    after = _pids(cluster)
-    assert {name for name in before if before[name] != after[name]} == {"node3"}
+@pytest.mark.parametrize("accident", ["unplug", "slurmd-kill"])
+def test_lost_but_living_node_keeps_its_rank_until_it_is_back(cluster: Cluster, accident: str) -> None:
+    job = cluster.sbatch("srun sh -c 'exec sleep 61$(hostname | tr -dc 0-9)'", "-N2", "-w", "node3,node4")
+    cluster.wait_for("its rank", lambda: cluster.on("node4", ["pgrep", "-f", "sleep 614"], check=False).returncode == 0)
+    cluster.testbench("node", "node4", accident)
+    cluster.wait_for_loss("node4")
+    cluster.wait_for("requeued", lambda: cluster.show(job)["Restarts"] == "1")
+    assert cluster.on("node4", ["pgrep", "-f", "sleep 614"]).stdout, "two generations of one job are what is tested"
+    cluster.testbench("node", "node4", {"unplug": "plug", "slurmd-kill": "slurmd-start"}[accident])
+    cluster.wait_for_state(job, "RUNNING")
+    started = ["pgrep", "-c", "-f", "sleep 614"]
+    cluster.wait_for("one rank again", lambda: cluster.on("node4", started, check=False).stdout == "1\n")
 
 
-def _pids(cluster: Cluster) -> dict[str, str]:
-    return {file.name: file.read_text() for file in (cluster.folder / "pids").iterdir()}
+def test_preempted_job_is_warned_and_runs_again(cluster: Cluster) -> None:
+    rank = "trap 'echo warned; exit 0' TERM; echo restart $SLURM_RESTART_COUNT; sleep 600 & wait; sleep 600"
+    low = cluster.sbatch(
+        f"srun sh -c {rank.replace('exit 0', ':')!r}" if '"' not in rank else rank, "-p", "low", "-N4", "--exclusive"
+    )
+    cluster.wait_for("its rank", lambda: "restart" in cluster.output(low))
+    high = cluster.sbatch("sleep 1", "-p", "high", "-N4", "--exclusive")
+    cluster.wait_for("the warning", lambda: "warned" in cluster.output(low))
+    assert cluster.state(high) == "PENDING"
+    cluster.wait_for_state(high, "COMPLETED")
+    cluster.wait_for("the second start", lambda: "restart 1" in cluster.output(low))
+
+
+def test_controller_restarts_above_a_running_job(cluster: Cluster) -> None:
+    job = cluster.sbatch("srun sh -c 'echo rank; until [ -e go ]; do sleep 0.1; done; echo went'", "-N2")
+    cluster.wait_for("its ranks", lambda: cluster.output(job).count("rank") == 2)
+    cluster.testbench("controller", "stop")
+    assert cluster.run(["squeue"], check=False).returncode == 1
+    cluster.testbench("controller", "start")
+    assert cluster.state(job) == "RUNNING"
+    (cluster.scratch / "go").touch()
+    cluster.wait_for_state(job, "COMPLETED")
+    assert cluster.output(job).count("went") == 2
+
+
+def test_settings_of_a_bench(new_bench: Callable[..., Cluster]) -> None:
+    lines = (
+        "JobRequeue=0",
+        "MaxArraySize=3",
+        "SlurmctldParameters=preempt_send_user_signal",
+        "SlurmdTimeout=5",
+        "MessageTimeout=3",
+    )
+    options = [word for line in lines for word in ("--slurm-conf", line)]
+    bench = new_bench("--nodes", "2", "--gpus", "0", "--accounting", "no", "--grace-s", "30", *options)
+    assert bench.nodes == ["node1", "node2"]
+    assert bench.run(["sinfo", "-h", "-o", "%G"]).stdout.split()[0] == "(null)"
+    assert bench.run(["sacct"], check=False).returncode != 0
+    refused = bench.run(["sbatch", "--array", "0-3", "--wrap", "true"], check=False)
+    assert "array" in refused.stderr.lower() and refused.returncode == 1
+    # preempt_send_user_signal: the job's own signal, at the beginning of the grace time
+    low = bench.sbatch(
+        "srun sh -c 'trap \"echo user signal; exit 0\" USR1; echo began; sleep 600 & wait'",
+        "-p",
+        "low",
+        "-N2",
+        "--exclusive",
+        "--signal=USR1@10",
+    )
+    bench.wait_for("its rank", lambda: "began" in bench.output(low))
+    high = bench.sbatch("true", "-p", "high", "-N2", "--exclusive")
+    bench.wait_for_state(high, "COMPLETED")
+    assert "user signal" in bench.output(low)
+    # JobRequeue=0: a lost node is the end of the job
+    job = bench.sbatch("srun sleep 600", "-N2")
+    bench.wait_for_state(job, "RUNNING")
+    bench.crash("node2")
+    bench.wait_for_state(job, "NODE_FAIL")

@@ -1,0 +1,206 @@
+"""The testbench ends all that it started, however it was interrupted, and nothing else; its mistakes are one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from real_cluster import SCRIPT, Cluster, why_not
+
+REPO = SCRIPT.parents[2]
+
+
+def _network(pid: str | int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return ""
+
+
+def _networks(folder: Path) -> set[str]:
+    """The network namespaces of all processes whose command line or environment names the folder, save the machine's."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(folder) in text:
+            found.add(_network(process.name))
+    return found - {_network(os.getpid()), ""}
+
+
+def _living_in(networks: set[str]) -> list[str]:
+    here = [path.name for path in Path("/proc").glob("[0-9]*") if _network(path.name) in networks]
+    return [f"{pid}: {Path(f'/proc/{pid}/cmdline').read_text()!r}" for pid in here if _alive(pid)]
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _pids(cluster: Cluster) -> dict[str, str]:
+    return {file.name: file.read_text() for file in (cluster.folder / "pids").iterdir()}
+
+
+@pytest.mark.slow
+def test_up_is_idempotent_and_status_tells(cluster: Cluster) -> None:
+    before = _pids(cluster)
+    cluster.testbench("up")
+    assert _pids(cluster) == before
+    cluster.testbench("node", "node3", "crash")
+    assert cluster.testbench("status", check=False).returncode == 1
+    cluster.testbench("up")
+    assert cluster.testbench("status").returncode == 0
+    after = _pids(cluster)
+    assert {name for name in before if before[name] != after[name]} == {"node3"}
+
+
+@pytest.mark.slow
+def test_down_ends_its_own_processes_only_and_keeps_the_queue(
+    cluster: Cluster, new_bench: Callable[..., Cluster]
+) -> None:
+    other = new_bench("--nodes", "2")  # side by side with `cluster`
+    untouched, bystander = _pids(cluster), subprocess.Popen(["sleep", "300"])
+    try:
+        waiting = other.sbatch("true", "--hold")
+        done = other.sbatch("true")
+        other.wait_for_state(done, "COMPLETED")
+        running = other.sbatch("srun sleep 600", "-N2")
+        other.wait_for_state(running, "RUNNING")
+        assert cluster.state(running) in ("GONE", cluster.state(running)) and waiting not in _queue(cluster)
+        networks = _networks(other.folder)
+        assert len(networks) == 3
+        assert len(_living_in(networks)) > 12
+        other.testbench("down")
+        assert _living_in(networks) == []
+        assert bystander.poll() is None
+        assert _pids(cluster) == untouched
+        assert cluster.testbench("status").returncode == 0
+        other.testbench("up")
+        assert waiting in _queue(other)
+        assert other.run(["sacct", "-n", "-X", "-P", "-j", done, "-o", "State"]).stdout == "COMPLETED\n"
+        other.purge()
+        assert not other.folder.exists()
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def _queue(cluster: Cluster) -> list[str]:
+    return cluster.run(["squeue", "-h", "-o", "%i"]).stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("moment", ["ctl", "munged", "mariadbd", "slurmctld", "node1", "node4"])
+def test_interrupted_up_leaves_nothing_that_down_cannot_end(
+    new_bench: Callable[..., Cluster], moment: str, stop: signal.Signals
+) -> None:
+    from real_cluster import free_folder
+
+    folder = free_folder()
+    folder.mkdir()
+    up = subprocess.Popen([SCRIPT, "up", "--at", folder], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        until = time.monotonic() + 60
+        while not (folder / "pids" / moment).exists() and time.monotonic() < until:
+            time.sleep(0.001)
+        os.killpg(up.pid, stop)
+        told = up.communicate(timeout=60)[1]
+        assert up.returncode == (-stop if stop == signal.SIGKILL else 130), told
+        networks = _networks(folder)
+        assert networks
+    finally:
+        down = subprocess.run([SCRIPT, "purge", "--at", folder], capture_output=True, text=True, timeout=120)
+    assert down.returncode == 0, down.stderr
+    assert _living_in(networks) == []
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_line_that_slurm_refuses_is_named(new_bench: Callable[..., Cluster]) -> None:
+    with pytest.raises(AssertionError) as wrong:
+        new_bench("--nodes", "1", "--accounting", "no", "--slurm-conf", "SlurmdTimeOut2=5")
+    assert "error: slurmctld has ended" in str(wrong.value)
+    assert "SlurmdTimeOut2" in str(wrong.value)
+
+
+def _one_line(words: list[str | Path], rule: str, code: int = 2) -> None:
+    answer = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == code, answer.stderr
+    assert answer.stdout == ""
+    assert re.fullmatch(r"error: [^\n]+: [^\n]+\. Fix: [^\n]+\n", answer.stderr), answer.stderr
+    assert rule in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["flying"], "is no command"),
+        (["up", "--nodes", "0"], "1 to 200"),
+        (["up", "--nodes", "4x"], "whole number"),
+        (["up", "--nodes", "99999999999999999999"], "too large"),
+        (["up", "--nodes"], "needs a value"),
+        (["up", "--gpus", "65"], "0 to 64"),
+        (["up", "--cpus", "0"], "1 or more"),
+        (["up", "--accounting", "maybe"], "yes or no"),
+        (["up", "--slurm-conf", "SlurmdTimeout"], "KEY=VALUE"),
+        (["up", "--slurm-conf", "A=1\nB=2"], "KEY=VALUE"),
+        (["up", "--slurm-conf", "NodeName=x"], "KEY=VALUE"),
+        (["up", "--slurm-conf", "=x"], "KEY=VALUE"),
+        (["up", "--bogus"], "is no option"),
+        (["up", "stray"], "is no option"),
+        (["status", "--at", "/dev/shm/there is none"], "such characters"),
+        (["status", "--at", "/"], "not shared"),
+        (["status", "--at", "/dev/shm/there-is-none"], "no testbench lives there"),
+        (["exec", "--at", "/dev/shm/there-is-none", "true"], "no testbench lives there"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], rule: str) -> None:
+    _one_line([SCRIPT, *words], rule)
+
+
+def test_rumpun_testbench_is_the_script(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())"]
+    _one_line([*command, "testbench", "status", "--at", tmp_path], "no testbench lives there")
+    _one_line([*command, "testbench", "up", "--at", tmp_path, "--slurm-conf", "A=1", "--slurm-conf", "B"], "KEY=VALUE")
+    told = subprocess.run([*command, "testbench", "--help"], capture_output=True, text=True, timeout=60).stdout
+    commands = set(re.findall(r"^  ([a-z]+)  ", told, flags=re.MULTILINE))
+    usage = subprocess.run([SCRIPT, "help"], capture_output=True, text=True, timeout=60).stdout
+    assert commands == set(re.findall(r"^  testbench ([a-z]+)", usage, flags=re.MULTILINE))
+
+
+def test_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    for command in ("down", "status", "purge"):
+        if command != "down":
+            _one_line([SCRIPT, command, "--at", tmp_path], "no testbench lives there")
+    if not why_not():
+        _one_line([SCRIPT, "up", "--at", tmp_path], "holds other things")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_the_machine_lacks_is_one_line(tmp_path: Path) -> None:
+    if lacks := why_not():
+        pytest.skip(lacks)
+    tmp_path.chmod(0o777)
+    _one_line(
+        ["setpriv", "--reuid", "65534", "--clear-groups", SCRIPT, "up", "--at", "/dev/shm/there-is-none"], "needs root"
+    )
+    _one_line(["setpriv", "--bounding-set", "-sys_admin", SCRIPT, "up", "--at", tmp_path / "x"], "no namespaces")
+    (tmp_path / "nothing").touch()
+    hide = f'mount --bind {tmp_path}/nothing "$(readlink -f "$(command -v slurmctld)")"; exec "$@"'
+    words = ["unshare", "--mount", "env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", hide, "sh", SCRIPT, "up"]
+    _one_line([*words, "--at", tmp_path / "x"], "sudo apt-get install --no-install-recommends slurmctld ")
+    assert not (tmp_path / "x").exists()
