@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, read_json, write_atomically, write_json
 from launch.binding import ON_THIS_MACHINE, PLACEHOLDER, Surroundings
-from launch.lock import RunLock
+from launch.lock import LOCK, STAGE_LOCKS, RunLock
 from launch.pipeline import GATES, STAGES, Plan
 from launch.stages import Stage, Workshop, following, leading
+from train.history.fence import briefly_alone
 
 if TYPE_CHECKING:
     from launch.display import TerminalProgress
     from launch.recipe import Recipe
 
 
+_BEFORE = (LOCK, f"{LOCK}.claim", STAGE_LOCKS, "chain", "logs")  # what may be in a run folder before its run.json
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
@@ -99,7 +101,7 @@ def claim(run: Path, recipe: Recipe, source: Path) -> None:
                 f"belongs to recipe {owner['name']!r} ({owner['recipe']}), not to {recipe.name!r} ({source.name})",
                 "choose another folder with --run NAME, or delete this one if nothing in it is needed",
             )
-    elif any(p.name not in (".lock",) for p in run.iterdir()):
+    elif any(p.name not in _BEFORE for p in run.iterdir()):
         raise UserError(
             f"run folder {run}",
             "holds files but no run.json: it is not a run of rumpun",
@@ -129,6 +131,7 @@ def walk(
 
     Raises:
         UserError: whatever a user can mend; finished stages stay as they are.
+        Superseded: a newer restart of the same job has taken over; nothing was changed since.
     """
     from launch.recipe import show
 
@@ -154,13 +157,15 @@ def walk(
     wanted = _wanted(stages, choice)
     outcome = Outcome()
     make_folder(run)
-    with RunLock(run):
-        claim(run, recipe, source)
-        workshop = Workshop(run)
-        workshop.sweep()
+    own = [s.name for s in stages if s.name in wanted] if choice.stages else None
+    with RunLock(run, stages=own, job=here.job, restart=here.restart) as lock:
         text = f"# recipe {source.name} as it was resolved for this run\n" + "\n".join(show(recipe)) + "\n"
-        if not (run / "recipe.toml").exists() or (run / "recipe.toml").read_text() != text:
-            write_atomically(run / "recipe.toml", text.encode())
+        with briefly_alone(run / f"{LOCK}.claim"):  # jobs of one run may begin in the same moment
+            claim(run, recipe, source)
+            if not (run / "recipe.toml").exists() or (run / "recipe.toml").read_text() != text:
+                write_atomically(run / "recipe.toml", text.encode())
+        workshop = Workshop(run, stages=own, check=lock.check)
+        workshop.sweep()
         chosen = [s for s in stages if s.name in wanted]
         forced = set()
         if choice.start:
@@ -169,6 +174,8 @@ def walk(
             forced = {choice.only} if choice.only else set(wanted)
         if choice.only:
             _gates_are_closed(workshop, stages, chosen[0])
+        for stage in chosen if choice.stages else ():
+            _gates_are_closed(workshop, [s for s in stages if s.name not in wanted], stage)
         for number, stage in enumerate(chosen, start=1):
             verdict = workshop.judge(stage)
             reason = verdict.reason or ("asked for" if stage.name in forced else None)

@@ -4,17 +4,22 @@ A stage's folder holds its output and `stage.json`: what went in (config, inputs
 what came out (bytes and SHA-256 of every file, counts), how long it took and which code made it. Its *key* hashes all
 that goes in; a stage is up to date when the key on disk equals the key of now and its files are intact. Inputs count by
 content, so a rebuilt stage that comes out the same rebuilds nothing after it.
+
+Every build has a folder of its own, which loses its name when somebody else begins with the stage: a process that was
+cut off, and goes on later, finds nothing to commit.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,10 +108,15 @@ class Workshop:
 
     Args:
         run: the run folder; its lock is held by the caller.
+        stages: those that are the caller's, beside others that build others; None: all.
+        check: called before anything that is there changes; raises where the caller's lock was taken away.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(
+        self, run: Path, *, stages: Collection[str] | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
         self.run = run
+        self._stages, self._check = stages, check
         self._building, self._trash = run / ".building", run / ".trash"
 
     def scratch(self, name: str) -> Path:
@@ -126,9 +136,35 @@ class Workshop:
         return record
 
     def sweep(self) -> None:
-        """Remove what a killed run left half-built."""
-        for leftover in (self._building, self._trash):
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Remove what a killed run left half-built of the caller's stages."""
+        self._check()
+        if self._stages is None and self._building.is_dir():
+            for leftover in list(self._building.iterdir()):
+                self._discard(leftover)
+            shutil.rmtree(self._building, ignore_errors=True)
+        for name in self._stages or ():
+            self._discard(self._building / name)
+            shutil.rmtree(self._trash / name, ignore_errors=True)
+        if self._stages is None:
+            shutil.rmtree(self._trash, ignore_errors=True)
+        self._tidy()
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a half-built stage. Its name goes first: whoever is still writing into it finds it gone."""
+        if not folder.exists():
+            return
+        aside = self._trash / folder.name / uuid.uuid4().hex
+        with suppress(OSError):  # a disk that is full, for example
+            _make(aside.parent)
+            folder.rename(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Remove the folders of half-built stages where they are empty."""
+        for folder in (self._building, self._trash, self.run / SCRATCH):
+            with suppress(OSError):
+                folder.rmdir()
 
     def _external(self, stage: Stage, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Size, time and SHA-256 of the outside files; a file whose size and time did not change is not read again."""
@@ -210,14 +246,17 @@ class Workshop:
         """Build a stage beside, record it, and move it into place. Returns its record.
 
         Whatever fails or is interrupted leaves the previous output as it was and nothing half-written.
+
+        Raises `Superseded` where `check` does: nothing of the stage was changed then.
         """
         from launch import VERSION
         from train.telemetry import peak_rss_gb
 
-        beside = self._building / stage.name
-        shutil.rmtree(beside, ignore_errors=True)
+        self._check()
+        self._discard(self._building / stage.name)
+        beside = self._building / stage.name / uuid.uuid4().hex[:8]
         with disk_errors(beside):
-            beside.mkdir(parents=True)
+            _make(beside)
         scratch = self._claim_scratch(stage.name, verdict.key)
         started, started_at, work_before = time.perf_counter(), datetime.now(UTC), dict(progress.work_s)
         try:
@@ -249,11 +288,11 @@ class Workshop:
             shutil.rmtree(scratch, ignore_errors=True)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+            with suppress(OSError):
+                beside.parent.rmdir()
             if scratch.exists() and [p.name for p in scratch.iterdir()] == [_OWNER]:
                 shutil.rmtree(scratch, ignore_errors=True)
-            for folder in (self._building, scratch.parent):
-                with suppress(OSError):
-                    folder.rmdir()
+            self._tidy()
         return record
 
     def _claim_scratch(self, name: str, key: str) -> Path:
@@ -263,7 +302,7 @@ class Workshop:
         if scratch.exists() and (not owner.exists() or owner.read_text() != key):
             shutil.rmtree(scratch, ignore_errors=True)
         with disk_errors(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
+            _make(scratch)
             owner.write_text(key)
         return scratch
 
@@ -284,14 +323,33 @@ class Workshop:
 
     def _commit(self, name: str, beside: Path) -> None:
         """The old output leaves when the new one is complete; a crash in between costs a rebuild, never a mixture."""
+        self._check()  # whoever takes over from here on discards `beside` first, and there is nothing to rename
         place = self.folder(name)
-        if place.exists():
-            self._trash.mkdir(exist_ok=True)
-            old = self._trash / name
-            shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(beside, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                self._check()
+                raise
+            old = self._trash / name / uuid.uuid4().hex
+            _make(old.parent)
             place.rename(old)
-        beside.rename(place)
-        shutil.rmtree(self._trash, ignore_errors=True)
+            try:
+                os.rename(beside, place)
+            except OSError:
+                old.rename(place)
+                self._check()
+                raise
+        shutil.rmtree(self._trash / name, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, though a job beside this one may just remove the empty ones above it."""
+    for _ in range(10):
+        with suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def following(stages: Iterable[Stage], first: str) -> set[str]:
