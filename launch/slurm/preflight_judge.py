@@ -71,7 +71,8 @@ def judge(
     Args:
         reports: node → {"facts": …, "errors": …} as `launch/slurm/preflight_node.py` sends them.
         needs: what the run needs.
-        reference: "versions", "code" (digest), "files", and "who" has them: what the nodes are compared with.
+        reference: "versions", "code" (digest), "files", and "who" has them: what the nodes are compared with; "now" is
+            a second digest that is as right.
         verdict: is added to.
     """
     for node, report in reports.items():
@@ -92,7 +93,7 @@ def judge(
 def _same_code(node: str, facts: Mapping[str, Any], reference: Mapping[str, Any], verdict: Verdict) -> None:
     who = reference["who"]
     code = facts.get("code")
-    if code and code["digest"] != reference["code"]:
+    if code and code["digest"] not in (reference["code"], reference.get("now")):
         differ = sorted(
             name
             for name in {*code.get("files", {}), *reference["files"]}

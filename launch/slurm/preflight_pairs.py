@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 CONNECT_S = 3.0  # an answer takes under 1 ms where the way is open; a firewall that drops gives none
+GREETING_S = 1.0  # the partner greets at once; a stranger may say nothing for ever
 STREAM_S = 0.15  # a direction; the rate of one stream settles within 0.05 s on 10 to 100 Gb/s
 PINGS = 30
 _CHUNK = 1 << 18
@@ -60,13 +61,14 @@ class Listener:
             self._socket.settimeout(max(0.05, until - time.monotonic()))
             link, _ = self._socket.accept()
             with link:
-                _ready(link)
+                link.settimeout(GREETING_S)
                 try:
                     known = _receive(link, len(greeting)) == greeting
                 except OSError:
                     known = False
                 if not known:  # a stranger, or a partner of a former round that came late
                     continue
+                _ready(link)
                 for _ in range(PINGS):
                     link.sendall(_receive(link, 8))
                 _stream(link)
