@@ -65,16 +65,15 @@ def cancel(run: Path, names: Sequence[str], slurm: Slurm, *, now: bool = False) 
             f"has no job {', '.join(names)}",
             f"its jobs are {', '.join(n for n in NAMES if n in entries)}",
         )
-    units = {name: units_of(entry) for name, entry in entries.items() if name in chosen}
+    units = {name: ids_of(entry) for name, entry in entries.items() if name in chosen}
     states = slurm.jobs([id for ids in units.values() for id in ids])
     active = {id: state for id, state in states.items() if state.active}
     if not active:
         return []
-    # an array chain is known to its links by the number of the whole
-    whole = [id.partition("_")[0] for id in active]
-    Chain(run).stop(list(dict.fromkeys([*active, *whole])), CANCELLED)
+    Chain(run).stop(list(active), CANCELLED)
     order = sorted(units, key=lambda name: NAMES.index(name) if name in NAMES else len(NAMES))
-    slurm.cancel([id for name in reversed(order) for id in reversed(units[name]) if _waits(active, id)])
+    # of an array that runs, this takes the links that wait
+    slurm.cancel([id for name in reversed(order) for id in reversed(units[name]) if id in active], pending_only=True)
     found = []
     for name in order:
         for id in units[name]:
@@ -93,20 +92,9 @@ def cancel(run: Path, names: Sequence[str], slurm: Slurm, *, now: bool = False) 
     return found
 
 
-def _waits(active: Mapping[str, JobState], id: str) -> bool:
-    return id in active and active[id].waiting
-
-
-def units_of(entry: Mapping[str, Any]) -> list[str]:
-    """What the scheduler cancels for a job of the chain: it, those before it that may still save, and each task of an
-    array."""
-    found = []
-    for id in (*entry.get("former", ()), entry.get("id")):
-        if id and entry.get("route") == "array" and "_" not in str(id):
-            found += [f"{id}_{task}" for task in range(int(entry.get("links", 1)))]
-        elif id:
-            found.append(str(id))
-    return list(dict.fromkeys(found))
+def ids_of(entry: Mapping[str, Any]) -> list[str]:
+    """The ids of a job of a chain, and of those before it, which may still be saving."""
+    return list(dict.fromkeys(str(id) for id in (*entry.get("former", ()), entry.get("id")) if id))
 
 
 def _doing(run: Path, name: str, state: JobState) -> str:
@@ -114,7 +102,9 @@ def _doing(run: Path, name: str, state: JobState) -> str:
     if state.waiting:
         return f"waiting ({state.reason})" if state.reason else "waiting"
     where = f" on {', '.join(state.nodes[:4])}{' …' if len(state.nodes) > 4 else ''}" if state.nodes else ""
-    mine = [e for e in Chain(run).events(name) if str(e.get("job")) == state.id or "_" in state.id]
+    # a link of an array has a number of its own
+    since = state.started or 0.0
+    mine = [e for e in Chain(run).events(name) if str(e.get("job")) == state.id or e.get("time", 0.0) >= since > 0]
     stages = [str(event.get("stage")) for event in mine if event["event"] == "stage"]
     return f"{state.state.lower()}{where}" + (f", at {stages[-1]}" if stages else "")
 

@@ -20,12 +20,13 @@ _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "API_KEY", "CREDENTIAL")
 
 
 def directives(
-    job: Job, *, run: Path, profile: ClusterProfile, avoid: Mapping[str, str] | None = None
+    job: Job, *, run: Path, profile: ClusterProfile, avoid: Mapping[str, str] | None = None, start: Path | None = None
 ) -> list[Directive]:
     """The directives of a job.
 
     Args:
         run: absolute path of the run folder. avoid: why a node of `exclude` is there, beyond the profile's.
+        start: where relative paths of the recipe begin; None means the current folder.
 
     Raises:
         UserError: the run's path holds what the scheduler cannot write a file under.
@@ -51,7 +52,7 @@ def directives(
     own_account = shape.account != profile.account
     of_profile("account", shape.account, "Who pays.", fact="stage_account" if own_account else "account")
     of_profile("qos", shape.qos, "The quality of service.", fact="qos")
-    own_features = stage and shape.constraint == profile.stage_constraint
+    own_features = not shape.gpus_per_node and not job.trains
     of_profile(
         "constraint", shape.constraint, "Features that its nodes must have.",
         fact="stage_constraint" if own_features else "constraint",
@@ -82,18 +83,19 @@ def directives(
             "exclude", ",".join(shape.exclude), f"Nodes to stay away from{f' ({past})' if past else ''}.",
             fact="exclude",
         )  # fmt: skip
-    found += _survival(job)
-    found += _surroundings(job, run)
+    found += _survival(job, profile)
+    found += _surroundings(job, run, start or Path.cwd())
     return found
 
 
-def _survival(job: Job) -> list[Directive]:
+def _survival(job: Job, profile: ClusterProfile) -> list[Directive]:
     """The warning before the end, and what may happen after it."""
     if job.trains:
         warning = Directive(
             "signal", f"USR1@{job.lead_s}",
             f"The warning, {job.lead_s} s before the end. Without 'B:' it goes to the ranks themselves: they end their "
-            "step and save together, which the batch shell could not make them do.",
+            "step and save together, which the batch shell could not make them do."
+            + (f" One that is preempted has {profile.grace_s} s." if profile.grace_s is not None else ""),
         )  # fmt: skip
     else:
         warning = Directive(
@@ -123,7 +125,7 @@ def _survival(job: Job) -> list[Directive]:
     return found
 
 
-def _surroundings(job: Job, run: Path) -> list[Directive]:
+def _surroundings(job: Job, run: Path, start: Path) -> list[Directive]:
     """Where it runs, what it inherits, and where its output goes."""
     place = str(run / OUTPUT / f"{job.name}-")
     if "\\" in place:  # with one in it nothing is replaced in the name, and the backslash itself is dropped
@@ -132,7 +134,7 @@ def _surroundings(job: Job, run: Path) -> list[Directive]:
             "choose another folder with --runs DIR and --run NAME",
         )  # fmt: skip
     return [
-        Directive("chdir", str(Path.cwd()), "Relative paths in the recipe start where it was submitted."),
+        Directive("chdir", str(start), "Relative paths in the recipe start where it was submitted."),
         Directive(
             "export", "NONE",
             "Nothing of the submitting shell comes along: neither its modules nor a token in its environment, which "

@@ -200,9 +200,11 @@ def _check_fills(batch: int, shape: Shape, *, name: str) -> None:
     try:
         check_fills(batch, shape.ranks, name=name)
     except UserError as error:
+        nodes, each = shape.nodes, shape.tasks_per_node
+        fewer = f"--nodes {batch // each}" if batch >= each else f"--nodes 1 --tasks-per-node {batch}"
         raise UserError(
-            f"{error.value} on {shape.nodes} nodes with {shape.tasks_per_node} processes each", error.rule,
-            f"use {shape.ranks} or more, or fewer nodes: --nodes {max(1, batch // shape.tasks_per_node)}",
+            f"{error.value} on {nodes} node{'s' * (nodes != 1)} with {each} processes each", error.rule,
+            f"use {shape.ranks} or more, or fewer ranks: {fewer}",
         ) from error  # fmt: skip
 
 
@@ -276,6 +278,6 @@ def _stage_shape(recipe: Recipe, profile: ClusterProfile, *, asks_gpu: bool, exc
         memory_gb=memory, time_min=minutes, shortened=shortened,
         partition=(elsewhere and profile.stage_partition) or profile.partition,
         account=(elsewhere and profile.stage_account) or profile.account, qos=profile.qos,
-        constraint=profile.stage_constraint if elsewhere and profile.stage_partition else profile.constraint,
+        constraint=profile.stage_constraint if elsewhere else profile.constraint,
         exclude=tuple(dict.fromkeys((*profile.exclude, *excluded))),
     )  # fmt: skip

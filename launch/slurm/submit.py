@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, write_atomically
+from launch.slurm.cancel import ids_of
 from launch.slurm.chain import Chain
 from launch.slurm.directives import OUTPUT, directives, setup
 from launch.slurm.jobs import Job, jobs_of
@@ -147,11 +148,11 @@ def decide(prepared: Prepared, slurm: Slurm | None) -> list[Decision]:
         UserError: jobs of this run are in the queue with other settings; what a job needs is neither built nor there.
     """
     entries = Chain(prepared.order.run).jobs().get("jobs", {})
-    states = slurm.jobs(sorted({id for e in entries.values() for id in _ids(e)})) if slurm and entries else {}
+    states = slurm.jobs(sorted({id for e in entries.values() for id in ids_of(e)})) if slurm and entries else {}
     found: dict[str, Decision] = {}
     for job in prepared.jobs:
         entry = entries.get(job.name, {})
-        active = {id: states[id] for id in _ids(entry) if id in states and states[id].active}
+        active = {id: states[id] for id in ids_of(entry) if id in states and states[id].active}
         decision = Decision(job)
         current = active.get(str(entry.get("id")))
         renewed = any(found[name].keep is None for name in job.after if name in found)
@@ -166,11 +167,6 @@ def decide(prepared: Prepared, slurm: Slurm | None) -> list[Decision]:
     if len(prepared.texts) < len(prepared.jobs):
         found = _chosen(prepared, found)
     return list(found.values())
-
-
-def _ids(entry: Mapping[str, Any]) -> list[str]:
-    """The ids of a job and of those before it, some of which may still be saving."""
-    return [str(id) for id in (*entry.get("former", ()), entry.get("id")) if id]
 
 
 def _stays(prepared: Prepared, job: Job, entry: Mapping[str, Any], state: JobState, renewed: bool) -> bool:
@@ -278,7 +274,7 @@ def submit(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm, *, h
             decision.id = slurm.submit(script, options=options_of(decision, ids, hold=hold), tested=True)
             ids[job.name] = decision.id
             new.ids.append(decision.id)
-            entries[job.name] = _entry(job, decision.id, script.relative_to(order.run), _ids(former))
+            entries[job.name] = _entry(job, decision.id, script.relative_to(order.run), ids_of(former))
             # at once: the job may begin before the next one is submitted
             chain.write_jobs(
                 {
@@ -292,6 +288,7 @@ def submit(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm, *, h
     running = [id for decision in decisions for id in decision.running]
     if running:
         chain.stop(running, RESIZED)
+        slurm.cancel(running, pending_only=True)  # of an array, the links that wait
         slurm.cancel(running, signal="USR1")
 
 
