@@ -482,7 +482,7 @@ def test_a_real_scheduler_refuses(cluster: Cluster, slurm: Slurm, job: Callable[
 
 @pytest.mark.slow
 def test_node_lists_are_read_as_the_scheduler_reads_them(cluster: Cluster, slurm: Slurm) -> None:
-    for text in ("node[1-3,07,10-11]", "a1,b[08-11]c[1-2],login", "gpu-[001-003]-ib", "n1", "r[1-2]n[01-02,9]"):
+    for text in ("node[1-3,07,10-11]", "a1,b[08-11]c[1-2],login", "gpu-ib[001-003]", "n1", "r[1-2]n[01-02,9]"):
         assert slurm.hosts(text) == cluster.run(["scontrol", "show", "hostnames", text]).stdout.split()
 
 
