@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT, LINE, SURFACE = "#010101", "#020202", "#030303", "#0b0b0b"
+INK, FAINT, LINE, SURFACE, WARN = "#010101", "#020202", "#030303", "#0b0b0b", "#0a0a0a"
 KIND_COLOURS = {
     "finetuned": "#040404",
     "pretrained": "#050505",
@@ -29,6 +29,7 @@ _CSS = {
     FAINT: "var(--faint)",
     LINE: "var(--line)",
     SURFACE: "var(--surface)",
+    WARN: "var(--warn)",
     **{colour: f"var(--{kind})" for kind, colour in KIND_COLOURS.items()},
 }
 _DASHES: dict[str, Any] = {

@@ -14,6 +14,7 @@ from typing import Any
 from data_prep.files import write_atomically, write_json
 from eval import report_parts as parts
 from eval.metrics import metric_names
+from eval.report_chain import chain, read_chain
 from eval.report_cut import cut
 from eval.report_data import data_sections
 from eval.report_training import training
@@ -38,7 +39,7 @@ def write_report(*, run: Path, out: Path, title: str) -> dict[str, int | float]:
         UserError: the run holds no finished stage, or the disk is full.
     """
     facts = read_run(run)
-    context = _context(facts, title)
+    context = _context(facts, title, read_chain(run, facts.missing))
     page = _render(context)
     write_atomically(out / "report.html", page.encode())
     write_atomically(out / "table.txt", (_table(facts) + "\n").encode())
@@ -76,7 +77,7 @@ def _table(facts: RunFacts) -> str:
     return "\n".join(results_lines(facts.results))
 
 
-def _context(facts: RunFacts, title: str) -> dict[str, Any]:
+def _context(facts: RunFacts, title: str, timeline: dict[str, Any] | None) -> dict[str, Any]:
     data, lacking = data_sections(facts.data)
     missing = dict(facts.missing) | lacking
     parity = parts.parity(facts.parity)
@@ -94,6 +95,7 @@ def _context(facts: RunFacts, title: str) -> dict[str, Any]:
         "flow_line": parts.flow_line(facts.stages),
         "data": data,
         "time": parts.time_part(facts.stages),
+        "chain": chain(timeline),
         "wrong": parts.wrong(facts),
         "parity": parity,
         "folded": _folded(facts),

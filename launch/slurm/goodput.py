@@ -1,8 +1,8 @@
 """Where the time of a chain of jobs went: every link cut into intervals that add up.
 
 Invariant: the intervals of a link are contiguous, none is negative, and together they are the link's time, from the
-moment it was handed in (or its predecessor ended) to its end, whatever clocks and torn files say. Pure: records in,
-intervals out.
+moment nothing but nodes was wanting (or its predecessor ended) to its end, whatever clocks and torn files say. Waiting
+for the other jobs of the chain is nobody's cost and not counted. Pure: records in, intervals out.
 
 A link's time is cut where something was written down: by the scheduler (handed in, eligible, started, ended), by the
 controller (begin, stage, ranks, stepping, ranks_ended, end) and by the trainer (the end of each step). What lies after
@@ -20,8 +20,7 @@ from statistics import median
 from typing import Any
 
 KINDS: dict[str, tuple[str, str]] = {
-    "dependency": ("waiting for other jobs", "wait"),
-    "delay": ("held back after a requeue", "wait"),
+    "delay": ("held back between links", "wait"),
     "queue": ("queue", "wait"),
     "controller": ("allocation and controller", "start-up"),
     "preflight": ("preflight", "start-up"),
@@ -191,9 +190,10 @@ class Bounds:
     @property
     def begin(self) -> float:
         """Where the link's time begins."""
-        known = self.waited_since if self.waited_since is not None else self.submitted
-        known = known if known is not None else self.eligible
-        return self.start if known is None else min(known, self.start)
+        if self.waited_since is not None:
+            return min(self.waited_since, self.start)
+        known = [time for time in (self.eligible, self.submitted) if time is not None and time <= self.start]
+        return known[0] if known else self.start
 
 
 @dataclass
@@ -217,14 +217,8 @@ def link_intervals(
         cause: why the link ended before its work was done: the note of what was lost at its end.
     """
     marks: list[tuple[float, str, str]] = []
-    if bounds.waited_since is not None:
-        marks.append((bounds.waited_since, "delay", ""))
-    elif bounds.submitted is not None:
-        marks.append((bounds.submitted, "dependency", ""))
-    if bounds.eligible is not None and bounds.eligible <= bounds.start:
-        marks.append((bounds.eligible, "queue", ""))
-    else:
-        marks = [(bounds.begin, "queue", "")]
+    if bounds.waited_since is not None and bounds.eligible is not None and bounds.eligible <= bounds.start:
+        marks += [(bounds.waited_since, "delay", ""), (bounds.eligible, "queue", "")]
     marks.append((bounds.start, "controller", ""))
     lost: list[tuple[float, float, str]] = []
     window: _Window | None = None

@@ -83,8 +83,10 @@ def make_timeline(run: Path) -> tuple[dict[str, Any], list[str]]:
     return made, notes
 
 
-def _accounting(events: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """(what accounting says of each job id, ids that run now)."""
+def _accounting(
+    events: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]
+) -> tuple[dict[str, Any], set[str] | None]:
+    """(what accounting says of each job id, ids that run now; None where nobody could be asked)."""
     from launch.slurm.commands import Slurm
 
     ids = {str(event.get("job", "")) for told in events.values() for event in told} - {""}
@@ -100,7 +102,7 @@ def _accounting(events: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[s
         running = {id for id, state in states.items() if state.active and not state.waiting}
     except UserError as error:
         notes.append(f"{error.value}: {error.rule}. Causes are those that the files tell")
-        return runs, set()
+        return runs, None
     told = False
     for id in sorted(ids):
         try:

@@ -44,7 +44,7 @@ class Link:
 
     @property
     def begin(self) -> float:
-        """When it was handed in, or its predecessor ended."""
+        """When nothing but nodes was wanting, or its predecessor ended."""
         return self.intervals[0].begin if self.intervals else self.start
 
     @property
@@ -58,7 +58,7 @@ def links_of(
     *,
     phases: Mapping[str, Phase],
     runs: Mapping[str, Sequence[Run]] | None = None,
-    running: Collection[str] = (),
+    running: Collection[str] | None = (),
     stops: Mapping[str, str] | None = None,
     now: float,
 ) -> list[Link]:
@@ -66,7 +66,8 @@ def links_of(
 
     Args:
         events: of every job (launch/slurm/chain.py). runs: of every id, what accounting says of each of its runs.
-        running: ids of the jobs that run now. stops: why ids were asked to end. now: epoch seconds.
+        running: ids of the jobs that run now, None where nobody could be asked. stops: why ids were asked to end.
+        now: epoch seconds.
     """
     found: list[Link] = []
     for job, told in events.items():
@@ -142,13 +143,13 @@ def _link(
     before: Link | None,
     following: _Group | None,
     phases: Mapping[str, Phase],
-    running: Collection[str],
+    running: Collection[str] | None,
     stop: str | None,
     now: float,
 ) -> Link:
     begin, end_event = event_of(events, "begin"), event_of(events, "end")
     id, restart = _id(events, run), int(begin.get("restart") or getattr(run, "restarts", 0) or 0)
-    runs_now = following is None and id in running
+    runs_now = following is None and id in (running or ())
     until = following[1] if following is not None else now
     if run is not None and run.ends is not None and run.state.split(" ")[0] in _RAN:
         end = run.ends
@@ -161,8 +162,9 @@ def _link(
     end = max(min(end, until), start)
     next_nodes = None if following is None else event_of(following[0], "begin").get("nodes")
     cause = "" if runs_now and not end_event else cause_of(events, run, stop=stop, next_nodes=next_nodes)
-    if following is not None and end_event.get("outcome") == "done":
-        cause = ""
+    unknown = running is None and run is None and following is None and not end_event
+    if unknown:
+        cause = "its files tell no end; it may still run"
     submitted, eligible, since = _handed_in(begin, run, id, before)
     bounds = Bounds(
         start, end, submitted=submitted, eligible=eligible, waited_since=since, running=runs_now and not end_event
@@ -175,7 +177,7 @@ def _link(
         nodes=tuple(plain(node, 64) for node in begin.get("nodes") or getattr(run, "nodes", ()) or ()),
         start=start,
         running=bounds.running,
-        outcome="" if bounds.running else str(end_event.get("outcome") or "killed"),
+        outcome="" if bounds.running or unknown else str(end_event.get("outcome") or "killed"),
         cause=cause,
         undone=_undone(start, end, events, phases),
         intervals=tuple(link_intervals(events, bounds, phases=phases, cause=cause)),
@@ -193,8 +195,8 @@ def _handed_in(
     eligible = None if eligible is None else float(eligible)
     if before is not None and before.id == id:
         return submitted, eligible, before.end
-    if before is not None and submitted is not None:  # a successor is handed in while its predecessor runs
-        submitted = max(submitted, before.end)
+    if before is not None and submitted is not None and submitted <= before.end:  # its successor, queued meanwhile
+        return submitted, eligible, before.end
     return submitted, eligible, None
 
 

@@ -156,7 +156,10 @@ def live(told: Told, fate: Fate, *, last: bool) -> None:
     told.truth.append({})
     first = len(told.truth) == 1
     submitted = told.now
-    told.spend("dependency" if first else "delay", fate.waits[0])
+    if first:  # waiting for other jobs is nobody's cost
+        told.now += fate.waits[0]
+    else:
+        told.spend("delay", fate.waits[0])
     eligible = told.now
     told.spend("queue", fate.waits[1])
     start = told.now
@@ -244,7 +247,7 @@ def test_the_truth_is_found_again(fates: list[Fate]) -> None:
         runs.append(Accounted(begin["start"], told.end))
     links = links_of({"finetune": told.events}, phases={"finetune": told.phase()}, runs={"7": runs}, now=told.now + 99)
     assert len(links) == len(fates)
-    begin = T0
+    begin = T0 + fates[0].waits[0]
     for link, truth in zip(links, told.truth, strict=True):
         check_adds_up(link.intervals, begin, begin + math.fsum(truth.values()))
         begin = link.end
@@ -342,7 +345,7 @@ def test_a_run_that_never_reached_the_controller_is_a_link_too() -> None:
         Accounted(T0 + 100, T0 + 200, "CANCELLED"),
     ]
     first, second = links_of({"prepare": events}, phases={}, runs={"3": runs}, now=T0 + 999)
-    assert by_kind(first.intervals) == {"dependency": 15.0, "queue": 5.0, "controller": 30.0}
+    assert by_kind(first.intervals) == {"queue": 5.0, "controller": 30.0}
     assert first.cause == "node2 failed" and first.nodes == ("node1", "node2")
     assert by_kind(second.intervals) == {"queue": 70.0, "controller": 100.0}
     assert second.cause == "cancelled outside rumpun" and (first.number, second.number) == (1, 2)
@@ -358,8 +361,16 @@ def test_a_successor_does_not_wait_while_its_predecessor_runs() -> None:
 
     events = link("3", T0 + 10, T0, T0 + 4) + link("4", T0 + 70, T0 + 15, T0 + 62)
     first, second = links_of({"pretrain": events}, phases={}, now=T0 + 999)
-    assert by_kind(first.intervals) == {"dependency": 4.0, "queue": 6.0, "controller": 50.0}
-    assert by_kind(second.intervals) == {"dependency": 2.0, "queue": 8.0, "controller": 50.0}
+    assert by_kind(first.intervals) == {"queue": 6.0, "controller": 50.0}
+    assert by_kind(second.intervals) == {"delay": 2.0, "queue": 8.0, "controller": 50.0}
+
+
+def test_who_could_not_be_asked_is_not_declared_dead() -> None:
+    events = [{"event": "begin", "time": T0 + 1, "job": "3", "restart": 0, "start": T0}]
+    [link] = links_of({"pretrain": events}, phases={}, running=None, now=T0 + 999)
+    assert "may still run" in link.cause and link.outcome == "" and not link.running
+    [link] = links_of({"pretrain": events}, phases={}, running=[], now=T0 + 999)
+    assert "ended without a word" in link.cause and link.outcome == "killed"
 
 
 def test_goodput_counts_nodes_and_not_the_queue() -> None:
