@@ -18,7 +18,7 @@ _NO_CLUSTER = re.compile(r"could not establish a configuration source|failed to 
 PATIENCE_S = 60.0  # after so long no further try begins
 # What SLURM sets inside a job or reads as defaults for options. Where the cluster is found stays.
 _INHERITED = tuple(f"{name}_" for name in ("SLURM", "SLURMD", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SACCT", "SINFO"))
-_KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_LAB_USER"))
+_KEPT = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"))
 
 
 def clean_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:

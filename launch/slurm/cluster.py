@@ -56,8 +56,9 @@ class ClusterFacts(Calls):
         return list(dict.fromkeys([*default, *self._association(["show", "assoc", f"user={user}", "format=account"])]))
 
     def qos(self) -> list[str]:
-        """Levels of service that the user may ask for; empty where accounting is off."""
-        listed = self._association(["show", "assoc", f"user={getpass.getuser()}", "format=qos"])
+        """Levels of service that the user may ask for, the default one first; empty where accounting is off."""
+        query = ["show", "assoc", f"user={getpass.getuser()}"]
+        listed = [*self._association([*query, "format=defaultqos"]), *self._association([*query, "format=qos"])]
         return list(dict.fromkeys(name for line in listed for name in line.split(",") if name))
 
     def _association(self, query: Sequence[str]) -> list[str]:

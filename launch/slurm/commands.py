@@ -269,8 +269,8 @@ class Slurm(ClusterFacts):
 
         Args:
             ids: of jobs, arrays, tasks (`21_3`) or steps (`12.0`).
-            signal: e.g. `USR1`, to the batch script and to all steps; the jobs go on.
-            steps_only: the signal (TERM where none is given) goes to the steps alone, not to the batch script.
+            signal: e.g. `USR1`, to the batch script alone, which is the controller; the jobs go on.
+            steps_only: the signal (TERM where none is given) goes to the processes of all steps instead.
             pending_only: jobs and tasks that run are left alone.
 
         Raises:
@@ -280,9 +280,10 @@ class Slurm(ClusterFacts):
             return
         if steps_only and signal is None:
             signal = "TERM"
-        full = ["--full"] if signal and not steps_only and not any("." in job for job in ids) else []
+        # `--full` would reach the step's client too, which passes the signal on: the ranks might hear it twice
+        batch = ["--batch"] if signal and not steps_only and not any("." in job for job in ids) else []
         waiting = ["--state=PENDING"] if pending_only else []
-        command = ["scancel", *([f"--signal={signal}"] if signal else []), *full, *waiting, *ids]
+        command = ["scancel", *([f"--signal={signal}"] if signal else []), *batch, *waiting, *ids]
         answer = self._run(command)
         lines = [line for line in answer.text.splitlines() if "error" in line.lower()]
         bad = [line for line in lines if not refusals.UNKNOWN_JOB.search(line) and not refusals.over(line)]

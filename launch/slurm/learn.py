@@ -181,11 +181,16 @@ def _nodes(slurm: Slurm, here: Partition, found: Learned) -> list[NodeFacts]:
 def _time(slurm: Slurm, here: Partition, record: dict[str, str], found: Learned) -> None:
     source = f"scontrol show partition {here.name}"
     found.put("max_time_min", here.max_time_min, source, f"MaxTime={record.get('MaxTime', '')}")
-    qos = record.get("QoS", "N/A")
-    if qos not in ("", "N/A", "(null)") and (wall := _qos(slurm, qos, "maxwall")):
+    of_user = next(iter(slurm.qos()), "")  # the default one
+    limits = {qos: f"qos {qos}" for qos in (record.get("QoS", "N/A"), found.values.get("qos", of_user))}
+    questions = [text for qos, text in limits.items() if qos not in ("", "N/A", "(null)")]
+    if account := found.values.get("account"):
+        questions.append(f"assoc user={getpass.getuser()} account={account}")
+    for question in questions:  # the scheduler queues a job above these limits, and never starts it
+        wall = _ask(slurm, question, "maxwall")
         minutes = (seconds_of(wall) or 0) // 60
-        if minutes and minutes < (here.max_time_min or minutes + 1):
-            found.put("max_time_min", minutes, f"sacctmgr show qos {qos} format=maxwall", wall)
+        if minutes and minutes < found.values.get("max_time_min", minutes + 1):
+            found.put("max_time_min", minutes, f"sacctmgr show {question} format=maxwall", f"MaxWall={wall}")
 
 
 def _preemption(slurm: Slurm, here: Partition, record: dict[str, str], found: Learned) -> None:
@@ -197,7 +202,7 @@ def _preemption(slurm: Slurm, here: Partition, record: dict[str, str], found: Le
     if kind.endswith("/qos"):
         qos = record.get("QoS", "N/A") if record.get("QoS", "N/A") != "N/A" else (slurm.qos() or ["normal"])[0]
         source = f"sacctmgr show qos {qos} format=gracetime,preemptmode"
-        told = [*_qos(slurm, qos, "gracetime,preemptmode").split("|"), "", ""]
+        told = [*_ask(slurm, f"qos {qos}", "gracetime,preemptmode").split("|"), "", ""]
         grace, mode = seconds_of(told[0]) or 0, told[1] if told[1] not in ("", "cluster") else default_mode
         line = f"GraceTime={told[0]} PreemptMode={told[1]}"
     mode = mode.upper()
@@ -270,12 +275,12 @@ def _container(found: Learned, slurm: Slurm) -> None:
     )
 
 
-def _qos(slurm: Slurm, qos: str, fields: str) -> str:
-    """Fields of a quality of service, parted by `|`; empty where accounting is off."""
+def _ask(slurm: Slurm, question: str, fields: str) -> str:
+    """Fields of a quality of service or an association, parted by `|`; empty where accounting is off."""
     if shutil.which("sacctmgr") is None:
         return ""
     try:
-        text = slurm.fact("sacctmgr", "--noheader", "--parsable2", "show", "qos", qos, f"format={fields}")
+        text = slurm.fact("sacctmgr", "--noheader", "--parsable2", "show", *question.split(), f"format={fields}")
     except UserError:
         return ""
     return next(iter(text.splitlines()), "").strip()

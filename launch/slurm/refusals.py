@@ -122,18 +122,23 @@ def _stopped(text: str, asked: Asked, cluster: Cluster) -> UserError:
 
 
 def _account(_: str, asked: Asked, cluster: Cluster) -> UserError:
-    mine, name = cluster.accounts(), asked.text("account")
+    mine, name, here = cluster.accounts(), asked.text("account"), _partition_of(asked, cluster)
     value = f"account = {name!r}" if name else "account"
-    rule = "is not valid for you in this partition" if name else "the one that you have by default is not valid here"
+    rule = "is not valid for you here" if name else "the one that you have by default is not valid here"
+    if here and here.allow_accounts:
+        rule += f" (partition {here.name} is for accounts {names(here.allow_accounts)})"
     if not mine:
         return UserError(value, rule, "accounting does not list yours: ask the administrators for its name")
     return UserError(value, rule, f"your accounts: {names(mine)}")
 
 
 def _qos(_: str, asked: Asked, cluster: Cluster) -> UserError:
-    mine = cluster.qos()
+    mine, here = cluster.qos(), _partition_of(asked, cluster)
+    rule = "is not valid for you here"
+    if here and here.allow_qos:
+        rule += f" (partition {here.name} is for QOS {names(here.allow_qos)})"
     fix = f"yours: {names(mine)}" if mine else "accounting does not list yours: ask the administrators for its name"
-    return UserError(f"qos = {asked.text('qos')!r}", "is not valid for you here", fix)
+    return UserError(f"qos = {asked.text('qos') or 'the default'!r}", rule, fix)
 
 
 def _feature(_: str, asked: Asked, cluster: Cluster) -> UserError:

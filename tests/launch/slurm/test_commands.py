@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -359,7 +360,7 @@ def test_cancelling(fake: FakeSlurm) -> None:
     assert fake.calls("scancel") == 0
     for options, words in (
         ({}, ["12", "13"]),
-        ({"signal": "USR1"}, ["--signal=USR1", "--full", "12", "13"]),
+        ({"signal": "USR1"}, ["--signal=USR1", "--batch", "12", "13"]),
         ({"signal": "USR1", "steps_only": True}, ["--signal=USR1", "12", "13"]),
         ({"steps_only": True}, ["--signal=TERM", "12", "13"]),
         ({"pending_only": True}, ["--state=PENDING", "12", "13"]),
@@ -442,6 +443,35 @@ def test_a_preempted_job_comes_back(slurm: Slurm, job: Callable[..., Path]) -> N
     _until(slurm, high, "COMPLETED", within=90)
     assert _until(slurm, low, "RUNNING", within=90).restarts == 1
     assert slurm.runs_of(low)[0].state == "PREEMPTED"
+
+
+@pytest.mark.slow
+def test_who_hears_a_signal(cluster: Cluster, slurm: Slurm, job: Callable[..., Path]) -> None:
+    """The batch script alone, or the ranks alone; the client of the step hears neither, and passes nothing on."""
+    rank = cluster.scratch / "rank.py"
+    rank.write_text(
+        "import os, signal, sys, time\n"
+        "def heard(number, frame): print(os.environ['WHO'], number, flush=True)\n"
+        "signal.signal(signal.SIGUSR1, heard)\n"
+        "print(os.environ['WHO'], 'ready', flush=True)\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    python = sys.executable
+    text = f"export WHO=rank\nsrun -N2 {python} {rank} &\nWHO=controller exec {python} {rank}"
+    id = slurm.submit(job(text), options=["-N2"])
+    output = cluster.scratch / f"{id}.txt"
+
+    def said(*lines: str) -> bool:
+        return output.exists() and sorted(output.read_text().splitlines()) == sorted(lines)
+
+    ready = ["controller ready", "rank ready", "rank ready"]
+    cluster.wait_for("all to be ready", lambda: said(*ready))
+    slurm.cancel([id], signal="USR1")
+    cluster.wait_for("the controller to hear it", lambda: said(*ready, "controller 10"))
+    slurm.cancel([f"{id}.0"], signal="USR1", steps_only=True)
+    cluster.wait_for("the ranks to hear it", lambda: said(*ready, "controller 10", "rank 10", "rank 10"))
+    slurm.cancel([id], signal="USR1", steps_only=True)
+    cluster.wait_for("them again", lambda: said(*ready, "controller 10", *["rank 10"] * 4))
 
 
 @pytest.mark.slow

@@ -116,6 +116,18 @@ def test_a_limit_of_the_partitions_qos_counts_where_it_is_lower(fake: FakeSlurm)
     assert found.values["max_time_min"] == 30 and "sacctmgr show qos short" in found.facts["max_time_min"]
 
 
+def test_a_limit_of_the_users_account_counts_too(fake: FakeSlurm) -> None:
+    """A job above it is queued, and never starts."""
+    fake.does(
+        "sacctmgr.answer",
+        'case "$*" in *assoc*format=maxwall*) echo 00:45:00 ;; *qos*format=maxwall*) echo 00:50:00 ;; '
+        "*format=qos*) echo normal ;; *format=*account*) echo lab ;; esac; exit 0",
+    )
+    found = learn(Slurm(), "lab")
+    assert found.values["max_time_min"] == 45
+    assert "account=lab format=maxwall: MaxWall=00:45:00" in found.facts["max_time_min"]
+
+
 def test_several_kinds_of_nodes(fake: FakeSlurm) -> None:
     mixed = NODES.replace(
         "ActiveFeatures=rack2,fake Gres=gpu:a100:2(S:0-1)", "ActiveFeatures=rack2,fake Gres=gpu:v100:1"
