@@ -6,8 +6,8 @@ appended, also by `--forget`; a damaged line is passed over and told.
 
 Who is kept out, and for how long:
 - a node failure, a sick node and a node that did not come: at once;
-- a killed or hung rank and a slow node: when it happened in two jobs on this node while no other node had it in the
-  same runs, for a program's own mistake visits other nodes too;
+- a killed or hung rank and a slow node: when it happened twice on this node while no other node had it in the same
+  runs, for a program's own mistake visits other nodes too;
 - for 12 h, doubled each time it happens again within 30 days, to at most 7 days;
 - never more than a tenth of the partition's nodes, or one where that is less: the worst first, the others are named.
 """
@@ -32,7 +32,8 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 FIRST_S, LONGEST_S = 12 * HOUR, 7 * DAY
 MEMORY_S = 30 * DAY  # what is older counts no more
-SAME_S = 600.0  # several events of one job within this time are one incident
+SAME_S = 600.0  # several events of one job within this time are one incident: it may be requeued onto the node at once
+TWICE_S = 60.0  # a crash of the same job so much later is a second one
 SHARE = 0.1
 AT_ONCE = frozenset({"failed", "sick", "roll_call_missing"})
 TWICE = frozenset({"rank_killed", "hung", "slow"})
@@ -183,12 +184,21 @@ def _counts(event: Event, events: Iterable[Event], everyone: Mapping[str, Sequen
         for other in theirs
         if node != event.node and other.time > recent
     }
-    own = {
-        (former.run, former.job)
+    own = [
+        former
         for former in (*events, event)
         if former.kind == event.kind and former.time > recent and (former.kind, former.run) not in elsewhere
-    }
-    return len(own) > 1 and (event.run, event.job) in own
+    ]
+    return event in own and _incidents(own, apart_s=TWICE_S) > 1
+
+
+def _incidents(events: Sequence[Event], *, apart_s: float) -> int:
+    """How often it happened: events of one job within so many seconds are one."""
+    heads: list[Event] = []
+    for event in events:
+        if not (heads and heads[-1].job == event.job and event.time - heads[-1].time < apart_s):
+            heads.append(event)
+    return len(heads)
 
 
 def _until(event: Event, events: Sequence[Event], everyone: Mapping[str, Sequence[Event]]) -> float:
@@ -198,11 +208,7 @@ def _until(event: Event, events: Sequence[Event], everyone: Mapping[str, Sequenc
     causes = [former for former in events if former.until and former.time > event.time - MEMORY_S]
     if causes and causes[-1].job == event.job and event.time - causes[-1].time < SAME_S:
         return causes[-1].until  # the same incident, seen once more
-    incidents: list[Event] = []
-    for former in causes:
-        if not (incidents and incidents[-1].job == former.job and former.time - incidents[-1].time < SAME_S):
-            incidents.append(former)
-    length = min(LONGEST_S, FIRST_S * 2.0 ** len(incidents))
+    length = min(LONGEST_S, FIRST_S * 2.0 ** _incidents(causes, apart_s=SAME_S))
     return max(event.time + length, causes[-1].until if causes else 0.0)
 
 

@@ -15,7 +15,7 @@ every line from it is `{json}`, the same for all nodes.
     ← {"do": "leave"}                or the end of stdin: the controller is gone, and so is this
 
 What it costs, on a warm node: 0.1 s to be here, 0.3 s for files and versions, 0.4 s for the CPU's matrix product with
-numpy. torch is imported (2 to 7 s warm) only where GPUs were asked for; it is then the import that the ranks need too.
+numpy. torch is imported (2 s and more) only where GPUs were asked for; it is then the import that the ranks need too.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CONNECT_S = 3.0  # an answer takes under 1 ms where the way is open; a firewall that drops gives none
+CONNECT_S = 2.0  # an answer takes under 1 ms where the way is open; one lost packet is sent again after 1 s
 GREETING_S = 1.0  # the partner greets at once; a stranger may say nothing for ever
 STREAM_S = 0.15  # a direction; the rate of one stream settles within 0.05 s on 10 to 100 Gb/s
 PINGS = 30

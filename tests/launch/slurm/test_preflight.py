@@ -167,7 +167,7 @@ def test_a_clock_that_is_off(fly: Fly, special: dict[str, Any], tmp_path: Path) 
 def test_a_slow_node(fly: Fly, special: dict[str, Any], tmp_path: Path) -> None:
     code = (
         "import numpy, time\nright = numpy.matmul\n"
-        "def matmul(*a, **k):\n    time.sleep(0.05)\n    return right(*a, **k)\nnumpy.matmul = matmul\n"
+        "def matmul(*a, **k):\n    until = time.thread_time() + 0.03\n    while time.thread_time() < until: pass\n    return right(*a, **k)\nnumpy.matmul = matmul\n"
     )
     special["env"] = {"n3": _site(tmp_path, code)}
     found = fly(needs=PreflightNeeds(pairs=False, disk_gb=0.0, shm_gb=0.0, slow_below=0.2))
