@@ -1,9 +1,19 @@
-"""What every test shares: one thread a process, no network, and where the data lie."""
+"""What every test shares: one thread a process, no network, where the data lie, runs made once, and who runs what when.
+
+Slow tests run two at a time (`make test`): those of a group one after another on one worker, since they share costly
+fixtures, and the longest groups first, so that both workers end at about the same time.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +45,54 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 REPO = Path(__file__).resolve().parent.parent
 
+# Tests whose names begin like this share a group; the longest beginning counts. The others: one group a file.
+GROUPS = {
+    # the cluster's tests compare with the demo, which is made first
+    "tests/test_demo_result.py": "cluster",
+    "tests/launch/slurm/": "cluster",
+    "tests/train/survival/": "survival",
+    "tests/train/survival/test_soak.py": "soak",
+    "tests/train/invariance/": "invariance",
+}
+# Files whose tests share nothing that is made for them alone: a group each.
+APART = (
+    "tests/test_benchmarks.py",
+    "tests/test_docs.py",
+    "tests/launch/test_pipeline.py",
+    "tests/launch/test_history.py",
+)
+# Seconds of the groups that take long on two cores with nothing else to do; a wrong number costs time and nothing else.
+SECONDS: dict[str, float] = {"cluster": 900}
+
+
+def _group(name: str) -> str:
+    """The group of a test, by its node id."""
+    fitting = [start for start in GROUPS if name.startswith(start)]
+    if fitting:
+        return GROUPS[max(fitting, key=len)]
+    file = name.split("::")[0]
+    return re.sub(r"[\[\]@]", "-", name) if file in APART else file
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test its group, and put the longest group first; nothing without `--dist loadgroup`."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    groups: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        groups[_group(item.nodeid)].append(item)
+    groups["cluster"].sort(key=lambda item: not item.nodeid.startswith("tests/test_demo_result.py"))
+
+    def seconds(name: str) -> float:
+        return SECONDS.get(name, 3.0 * sum("slow" in item.keywords for item in groups[name]))
+
+    items.clear()
+    for name in sorted(groups, key=seconds, reverse=True):
+        for item in groups[name]:
+            item.add_marker(pytest.mark.xdist_group(name))
+            items.append(item)
+
 
 @pytest.fixture(scope="session")
 def repo() -> Path:
@@ -50,3 +108,48 @@ def shared_data() -> Path:
     if not (folder / "eval_dev").is_dir():
         pytest.skip(f"no data in {folder}: set RUMPUN_DATA to a folder with corpora/ and eval_dev/")
     return folder
+
+
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills once in a test session, whichever of its workers asks first; the others wait."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / "once" / name, shared / "once" / f"{name}.done"
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            if folder.exists():
+                pytest.fail(f"{name}: a test before has tried to make it, and failed", pytrace=False)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+def _rumpun(*words: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", *map(str, words)], capture_output=True, text=True, timeout=1400
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a finished `rumpun demo`, and what it printed in `../stdout.txt`. All share it: change nothing."""
+
+    def make(folder: Path) -> None:
+        (folder / "stdout.txt").write_text(_rumpun("demo", "--runs", folder))
+
+    return _once(tmp_path_factory, "demo", make) / "demo"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a finished `rumpun run tests/launch/tiny.toml`, as `demo_run`. Copies of it are as good as it."""
+
+    def make(folder: Path) -> None:
+        (folder / "stdout.txt").write_text(_rumpun("run", REPO / "tests" / "launch" / "tiny.toml", "--runs", folder))
+
+    return _once(tmp_path_factory, "tiny", make) / "tiny"

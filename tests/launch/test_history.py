@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from finished_run import copied, without
 
 from data_prep.files import read_json
 from launch.history import folder_of, is_finished, prepare
 
 RECIPE = Path(__file__).with_name("tiny.toml")
-LONGER = ["--set", "finetune.max_steps=150", "--set", "finetune.epochs=100", "--set", "checkpoint.every_steps=10"]
+STEPS = 100
+LONGER = ["--set", f"finetune.max_steps={STEPS}", "--set", "finetune.epochs=100", "--set", "checkpoint.every_steps=10"]
 
 
 def make_history(run: Path, name: str) -> Path:
@@ -69,21 +71,22 @@ def rumpun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_user_changes_only_the_resources(tmp_path: Path) -> None:
+def test_a_user_changes_only_the_resources(tiny_run: Path, tmp_path: Path) -> None:
     """Stopped by a signal on 2 processes under ZeRO 1; goes on with the same command on 3 under ZeRO 3."""
+    without(copied(tiny_run, tmp_path / "runs"), "finetune")
     command = ["finetune", str(RECIPE), *LONGER]
     history = tmp_path / "runs" / "tiny" / "history" / "finetune"
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.cli", *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
     metrics = history / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 25):
+    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 15):
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 75, said
     stopped = int((history / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
-    assert 25 <= stopped < 150
+    assert 15 <= stopped < STEPS
 
     refused = rumpun(tmp_path, *command, "--set", "finetune.learning_rate=0.5", "--set", "finetune.zero_stage=3")
     assert refused.returncode == 2
@@ -93,14 +96,15 @@ def test_a_user_changes_only_the_resources(tmp_path: Path) -> None:
     resumed = rumpun(tmp_path, *command, "--nproc", "3", "--set", "finetune.zero_stage=3")
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on after step {stopped} (start 2, 3 processes, ZeRO 3)" in resumed.stdout
-    assert f"training: {150 - stopped} steps" in resumed.stdout
+    assert f"training: {STEPS - stopped} steps" in resumed.stdout
     assert read_json(tmp_path / "runs" / "tiny" / "finetune" / "summary.json")["restarts"] == 1
 
     proof = rumpun(tmp_path, "ledger", "verify", "runs/tiny")
     assert proof.returncode == 0, proof.stdout
     said = " ".join(proof.stdout.split())
     assert (
-        f"150 steps in 2 starts: 2 processes on 1 node (ZeRO 1, batch 16); after step {stopped} on 3 processes" in said
+        f"{STEPS} steps in 2 starts: 2 processes on 1 node (ZeRO 1, batch 16); after step {stopped} on 3 processes"
+        in said
     )
     assert "Proven: every sample was used exactly once" in said
 
@@ -109,7 +113,8 @@ def test_a_user_changes_only_the_resources(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_fresh_start_is_one_word(tmp_path: Path) -> None:
+def test_a_fresh_start_is_one_word(tiny_run: Path, tmp_path: Path) -> None:
+    without(copied(tiny_run, tmp_path / "runs"), "pretrain")
     command = ["pretrain", str(RECIPE), "--nproc", "1"]
     stopped = rumpun(tmp_path, *command, "--set", "launch.stop_after_s=1")
     assert stopped.returncode == 75, stopped.stderr

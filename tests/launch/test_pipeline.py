@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from finished_run import copied, without
 
 from data_prep.files import read_json
 from launch.pipeline import STAGES
@@ -39,18 +40,22 @@ def built(output: str) -> list[str]:
     return [name for name in STAGES if f"[{name}] done" in output]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run; its folder `runs`."""
-    runs = tmp_path_factory.mktemp("runs")
-    code, out, err = rumpun(runs)
-    assert code == 0, out[-2000:] + err[-3000:]
+@pytest.fixture
+def finished(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of an uninterrupted run; its folder `runs`."""
+    return copied(tiny_run, tmp_path / "finished")
+
+
+@pytest.fixture
+def prepared(finished: Path) -> Path:
+    """A run that was ended before its first training; its folder `runs`."""
+    return without(finished, "pretrain")
+
+
+def test_everything_is_there_and_numbers_come_from_the_run(tiny_run: Path) -> None:
+    run = tiny_run
+    out = (run.parent / "stdout.txt").read_text()
     assert built(out) == [s for s in STAGES if s not in ("held_out", "pairs")]
-    return runs
-
-
-def test_everything_is_there_and_numbers_come_from_the_run(finished: Path) -> None:
-    run = finished / "tiny"
     results = read_json(run / "eval" / "results.json")
     assert [s["name"] for s in results["systems"]] == ["bm25", "teacher", "untrained", "pretrained", "finetuned"]
     assert read_json(run / "export" / "parity.json")["max_abs_difference"] < 1e-5
@@ -125,9 +130,7 @@ def wait_for(condition, process: subprocess.Popen[str], *, limit_s: float = 240)
     raise AssertionError("neither happened in time")
 
 
-def test_kill_minus_nine_in_every_stage_ends_in_the_same_table(tmp_path: Path) -> None:
-    reference = tmp_path / "reference"
-    assert rumpun(reference)[0] == 0
+def test_kill_minus_nine_in_every_stage_ends_in_the_same_table(tiny_run: Path, tmp_path: Path) -> None:
     runs, killed = tmp_path / "killed", []
     for name in [s for s in STAGES if s not in ("held_out", "pairs")]:
         process = start(runs)
@@ -139,7 +142,7 @@ def test_kill_minus_nine_in_every_stage_ends_in_the_same_table(tmp_path: Path) -
     assert {"corpus", "mine", "pretrain", "finetune", "eval"} <= set(killed)
     code, _, err = rumpun(runs)
     assert code == 0, err
-    assert read_json(runs / "tiny" / "eval" / "results.json") == read_json(reference / "tiny" / "eval" / "results.json")
+    assert read_json(runs / "tiny" / "eval" / "results.json") == read_json(tiny_run / "eval" / "results.json")
     assert not (runs / "tiny" / ".building").exists()
 
 
@@ -158,32 +161,32 @@ def ranks_of(run: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1])
-def test_a_request_to_stop_saves_and_leaves_nothing_half_written(tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_request_to_stop_saves_and_leaves_nothing_half_written(prepared: Path, sent: signal.Signals) -> None:
     """Sent while the ranks are still starting: they note it, take their first step, save and end."""
-    process = start(tmp_path)
-    assert wait_for(lambda: bool(ranks_of(tmp_path / "tiny")), process)
+    process = start(prepared)
+    assert wait_for(lambda: bool(ranks_of(prepared / "tiny")), process)
     process.send_signal(sent)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert "after step 1; the same command goes on" in err and "Traceback" not in err
-    assert ranks_of(tmp_path / "tiny") == []
-    assert not (tmp_path / "tiny" / "pretrain").exists()
-    assert not list((tmp_path / "tiny").glob(".building/*"))
-    assert (tmp_path / "tiny" / "truncate" / "stage.json").exists()
-    latest = tmp_path / "tiny" / "history" / "pretrain" / "checkpoints" / "latest"
+    assert ranks_of(prepared / "tiny") == []
+    assert not (prepared / "tiny" / "pretrain").exists()
+    assert not list((prepared / "tiny").glob(".building/*"))
+    assert (prepared / "tiny" / "truncate" / "stage.json").exists()
+    latest = prepared / "tiny" / "history" / "pretrain" / "checkpoints" / "latest"
     assert latest.read_text() == "step-00000001\n"
 
 
-def test_a_second_interrupt_ends_everything_at_once(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    assert wait_for(lambda: bool(ranks_of(tmp_path / "tiny")), process)
+def test_a_second_interrupt_ends_everything_at_once(prepared: Path) -> None:
+    process = start(prepared)
+    assert wait_for(lambda: bool(ranks_of(prepared / "tiny")), process)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
-    assert ranks_of(tmp_path / "tiny") == []
-    assert not list((tmp_path / "tiny").glob(".building/*"))
+    assert ranks_of(prepared / "tiny") == []
+    assert not list((prepared / "tiny").glob(".building/*"))
 
 
 def test_a_second_run_on_the_folder_is_told_who_holds_it(tmp_path: Path) -> None:
