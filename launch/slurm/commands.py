@@ -38,6 +38,7 @@ from launch.slurm.refusals import JobGone, RequeueRefused
 __all__ = ["JobGone", "JobState", "NodeFacts", "Partition", "RequeueRefused", "Slurm", "clean_environment"]
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+LOOK_AGAIN_S = 5.0
 SUBMIT_TIMEOUT_S = 300.0  # sbatch repeats by itself for minutes while the controller is busy
 
 
@@ -122,16 +123,17 @@ class Slurm(ClusterFacts):
         if not tested:
             self.test(script, options=options)
         command = ["sbatch", "--parsable", *options, str(script), *arguments]
-        since = time.time()
+        since, sent = time.time(), 0
         for pause in (*self._pauses_s, None):
             answer = self._once(command, SUBMIT_TIMEOUT_S)
+            sent += 1
             if answer.code == 0:
                 break
             if not refusals.TRANSIENT.search(answer.text):
                 raise refusals.submission_refused(answer.text, asked_by(script, options), self)
             # the request may have arrived and only the answer been lost: a second job would train beside the first
-            if refusals.UNSURE.search(answer.text) and (arrived := self._arrived(script, since)):
-                return self._remember(arrived)
+            if refusals.UNSURE.search(answer.text) and (found := self._arrived(script, since)):
+                return self._remember(found[0])
             if pause is None:
                 raise silent(answer)
             self._sleep(pause)
@@ -140,22 +142,30 @@ class Slurm(ClusterFacts):
             raise UserError(
                 f"sbatch printed {answer.out.strip()[:80]!r}", "should print a job's number", "run it by hand"
             )
+        if sent > 1:  # a request that was given up may have been served all the same, behind this one
+            self.cancel([other for other in self._arrived(script, since, looks=1) if other != job])
         return self._remember(job)
 
     def _remember(self, job: str) -> str:
         self._known[job] = JobState(job, state="PENDING", submitted=time.time())
         return job
 
-    def _arrived(self, script: Path, since: float) -> str:
-        """The id of this user's newest job with this script, submitted since then; empty where there is none."""
-        answer = self._run(["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A|%V|%o"], times=True)
-        place, found = str(script.resolve()), []
-        for line in answer.out.splitlines():
-            job, submitted, command = (*line.split("|", 2), "", "")[:3]
-            at = time_of(submitted)
-            if at is not None and at >= since - 2 and (command == place or command.startswith(place + " ")):
-                found.append(int(job))
-        return str(max(found)) if found else ""
+    def _arrived(self, script: Path, since: float, *, looks: int = 2) -> list[str]:
+        """Ids of this user's jobs with this script, submitted since then, oldest first. A controller that has just come
+        to itself may answer us before it serves what was sent earlier: it is asked more than once."""
+        command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%F|%V|%o"]
+        place, found = str(script.resolve()), set[int]()
+        for look in range(looks):
+            if look:
+                self._sleep(LOOK_AGAIN_S)
+            for line in self._run(command, times=True).out.splitlines():
+                job, submitted, words = (*line.split("|", 2), "", "")[:3]
+                at = time_of(submitted)
+                if job.isdigit() and at is not None and at >= since - 2 and f"{words} ".startswith(place + " "):
+                    found.add(int(job))
+            if found:
+                break
+        return [str(job) for job in sorted(found)]
 
     # ---- looking --------------------------------------------------------------------------------------------------
 

@@ -121,7 +121,23 @@ def test_a_lost_request_is_submitted_again(fake: FakeSlurm, script: Path) -> Non
     fake.does("squeue.answer", f'echo "30|5|{script.resolve()}"; exit 0')  # the same script, long ago
     clock = Clock()
     assert Slurm(clock=clock, sleep=clock.sleep, pauses_s=(1, 2, 3)).submit(script, tested=True) == "12"
-    assert (fake.calls("sbatch"), fake.calls("squeue"), clock.slept) == (3, 2, [1, 2])
+    assert fake.calls("sbatch") == 3
+    assert fake.calls("squeue") == 2 + 2 + 1  # twice before each repetition, once for a twin after it
+    assert [pause for pause in clock.slept if pause in (1, 2)] == [1, 2]
+    assert fake.calls("scancel") == 0
+
+
+def test_a_request_that_was_served_late_leaves_no_twin(fake: FakeSlurm, script: Path) -> None:
+    lost = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    fake.says("sbatch", err=lost, code=1, call=1)
+    fake.says("sbatch", "13\n", call=2)
+    both = f'for j in 13 12; do echo "$j|$(date +%s)|{script.resolve()} train"; done; exit 0'
+    fake.does("squeue.answer", both)
+    for look in ("squeue.1.answer", "squeue.2.answer"):  # before the repetition nothing is seen
+        fake.does(look, f'echo "11|$(date +%s)|{script.resolve()}.other"; exit 0')
+    clock = Clock()
+    assert Slurm(clock=clock, sleep=clock.sleep).submit(script, tested=True) == "13"
+    assert fake.given("scancel") == ["12"]
 
 
 def test_a_silent_controller_is_one_line_after_a_few_tries(fake: FakeSlurm, script: Path) -> None:

@@ -103,7 +103,7 @@ def test_preemption_by_quality_of_service(fake: FakeSlurm) -> None:
     fake.does(
         "sacctmgr.answer",
         'case "$*" in *"show qos normal format=gracetime,preemptmode"*) echo "00:01:30|cluster" ;; '
-        "*format=qos*) echo normal,long ;; *format=*) echo lab ;; esac; exit 0",
+        "*format=defaultqos*) echo normal ;; *format=qos*) echo long,normal ;; *format=*) echo lab ;; esac; exit 0",
     )
     found = learn(Slurm(), "lab")
     assert found.values["grace_s"] == 90 and found.facts["grace_s"].startswith("sacctmgr show qos normal")
