@@ -5,6 +5,7 @@ The command line wins over `#SBATCH` lines, as it does for the scheduler.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.slurm.facts import NodeFacts, Partition, gpus_in, memory_mb
+from launch.slurm.hostlist import expand
 from launch.slurm.job_state import seconds_of
 
 _SHORT = {"-p": "partition", "-A": "account", "-q": "qos", "-C": "constraint", "-N": "nodes", "-t": "time"}
@@ -113,13 +115,17 @@ def lacking(asked: Asked, partition: Partition, nodes: Sequence[NodeFacts]) -> s
     Args:
         nodes: all nodes of the cluster; those of other partitions are passed over.
     """
-    here = [node for node in nodes if node.name in set(partition.nodes)]
+    members = [node for node in nodes if node.name in set(partition.nodes)]
+    here = _wanted(asked, members)
     if asked.time_min and partition.max_time_min and asked.time_min > partition.max_time_min:
         return f"{asked.time_min} minutes are more than its limit of {partition.max_time_min}"
     if partition.max_nodes is not None and asked.nodes > partition.max_nodes:
         return f"{asked.nodes} nodes are more than the {partition.max_nodes} that one job may have"
+    if asked.nodes > len(members):
+        return f"{asked.nodes} nodes are more than its {len(members)}"
     if asked.nodes > len(here):
-        return f"{asked.nodes} nodes are more than its {len(here)}"
+        why = " and ".join(f"{name} = {asked.text(name)!r}" for name in ("constraint", "exclude") if asked.text(name))
+        return f"{asked.nodes} nodes are more than the {len(here)} of its {len(members)} that {why} leaves"
     for what, wanted, most in (
         ("GPUs", asked.gpus, max(node.gpus for node in here)),
         ("cores", asked.cpus, max(node.cpus for node in here)),
@@ -131,12 +137,19 @@ def lacking(asked: Asked, partition: Partition, nodes: Sequence[NodeFacts]) -> s
         n for n in here if n.gpus >= asked.gpus and n.cpus >= asked.cpus and n.memory_mb >= (asked.memory_mb or 0)
     ]
     if asked.nodes > len(fitting):
-        return f"only {len(fitting)} of its {len(here)} nodes have that much, and {asked.nodes} were asked for"
+        return f"only {len(fitting)} of its {len(members)} nodes have that much, and {asked.nodes} were asked for"
     return ""
 
 
 def away(asked: Asked, partition: Partition, nodes: Sequence[NodeFacts]) -> list[NodeFacts]:
     """Nodes of the partition that take no jobs now, where those that do are too few for this job; else none."""
-    here = [node for node in nodes if node.name in set(partition.nodes)]
+    here = _wanted(asked, [node for node in nodes if node.name in set(partition.nodes)])
     out = [node for node in here if not node.usable]
     return out if len(here) - len(out) < asked.nodes else []
+
+
+def _wanted(asked: Asked, nodes: Sequence[NodeFacts]) -> list[NodeFacts]:
+    """Those that are not excluded and have the features; of constraints only `a&b` is understood, others let all by."""
+    excluded, text = set(expand(asked.text("exclude"))), asked.text("constraint")
+    features = set(text.split("&")) if re.fullmatch(r"[\w.&-]+", text) else set()
+    return [node for node in nodes if node.name not in excluded and features <= set(node.features)]

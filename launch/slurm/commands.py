@@ -9,6 +9,7 @@ does not.
 from __future__ import annotations
 
 import getpass
+import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,7 @@ __all__ = ["JobGone", "JobState", "NodeFacts", "Partition", "RequeueRefused", "S
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 LOOK_AGAIN_S = 5.0
+_ID = re.compile(r"\d+(_\d+)?")
 SUBMIT_TIMEOUT_S = 300.0  # sbatch repeats by itself for minutes while the controller is busy
 
 
@@ -177,6 +179,9 @@ class Slurm(ClusterFacts):
         waits until the next question may be put. Ask for all jobs of a run in one call.
         """
         wanted = list(dict.fromkeys(ids))
+        # one word that is no number would make the scheduler refuse the whole question
+        self._known |= {job: JobState(job) for job in wanted if not _ID.fullmatch(job)}
+        self._final |= {job for job in wanted if not _ID.fullmatch(job)}
         if not wanted:
             return {}
         fresh = any(job not in self._known for job in wanted)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -179,6 +182,10 @@ REFUSED = [
      ["3 GPUs a node are more than the 2", "4 nodes with 8 cores, 2 GPUs (a100)"]),
     ("allocation failure: Requested node configuration is not available", ["-p", "low", "-N", "3"],
      ["more than the 2 that one job may have"]),
+    ("allocation failure: Requested node configuration is not available", ["-N4", "-x", "node[3-4]"],
+     ["4 nodes are more than the 2 of its 4", "exclude = 'node[3-4]'"]),
+    ("allocation failure: Requested node configuration is not available", ["-N3", "-C", "rack1&fake"],
+     ["3 nodes are more than the 2 of its 4", "constraint = 'rack1&fake'"]),
     ("allocation failure: Memory required by task is not available", ["--mem=99G"], ["MB of memory", "16000"]),
     ("allocation failure: Requested node configuration is not available", ["-c9"], ["9 cores", "8"]),
     ("sbatch: error: Invalid generic resource (gres) specification", ["--gres=foo:1"], ["foo:1", "gpu:a100:2"]),
@@ -318,6 +325,14 @@ def test_jobs_that_nobody_knows_are_gone(fake: FakeSlurm) -> None:
     fake.says("sacct", accounted("12", "COMPLETED"))
     clock.now += 10
     assert slurm.jobs(["12"])["12"].state == "COMPLETED"
+
+
+def test_an_id_that_is_none_spoils_no_other(fake: FakeSlurm) -> None:
+    fake.says("squeue", queued("12", "RUNNING"))
+    slurm = Slurm()
+    found = slurm.jobs(["12", "abc", "", "12.0", "-1", "1;2"])
+    assert [state.state for state in found.values()] == ["RUNNING", *["GONE"] * 5]
+    assert "--jobs=12" in fake.given("squeue")
 
 
 def test_an_array_is_its_most_telling_task(fake: FakeSlurm) -> None:
@@ -495,6 +510,8 @@ def test_a_real_scheduler_refuses(cluster: Cluster, slurm: Slurm, job: Callable[
     script = job()
     for options, held in (
         (["-p", "nope"], "one of: normal (default), low, high"),
+        (["-N4", "-x", "node3"], "4 nodes are more than the 3 of its 4"),
+        (["-N3", "-C", "rack1"], "3 nodes are more than the 2 of its 4"),
         (["-C", "nope"], "rack1, rack2"),
         (["-N5"], "5 nodes are more than its 4"),
         (["-N4", "--gres=gpu:3"], "3 GPUs a node are more than the 2"),
@@ -530,6 +547,26 @@ def test_a_real_scheduler_refuses(cluster: Cluster, slurm: Slurm, job: Callable[
 def test_node_lists_are_read_as_the_scheduler_reads_them(cluster: Cluster, slurm: Slurm) -> None:
     for text in ("node[1-3,07,10-11]", "a1,b[08-11]c[1-2],login", "gpu-ib[001-003]", "n1", "r[1-2]n[01-02,9]"):
         assert slurm.hosts(text) == cluster.run(["scontrol", "show", "hostnames", text]).stdout.split()
+
+
+@pytest.mark.slow
+def test_a_submission_while_the_controller_hangs_becomes_one_job(
+    cluster: Cluster, slurm: Slurm, job: Callable[..., Path]
+) -> None:
+    """Frozen, it accepts the request into its socket and answers nobody; sbatch gives up, the request is served later."""
+    controller = int((cluster.folder / "pids" / "slurmctld").read_text().split()[0])
+    script = job()
+    os.kill(controller, signal.SIGSTOP)
+    wake = threading.Timer(6, os.kill, (controller, signal.SIGCONT))
+    wake.start()
+    try:
+        id = slurm.submit(script, tested=True)
+    finally:
+        wake.cancel()
+        os.kill(controller, signal.SIGCONT)
+    _until(slurm, id, "RUNNING")
+    time.sleep(3)
+    assert cluster.run(["squeue", "--noheader", "--format=%i"]).stdout.split() == [id]
 
 
 @pytest.mark.slow
