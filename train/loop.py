@@ -261,6 +261,8 @@ class Loop(Generic[Item]):
         )
         self._streak = self._streak + 1 if skipped else 0
         more = dict(lesson.notes) | ({"skipped": skipped} if skipped else {})
+        if step == self._history.done_steps + 1:
+            more["start_parts_s"] = {place: round(spent, 3) for place, spent in self._survival.places.spent_s.items()}
         if shared.uneven is not None:
             more["rank_imbalance"] = shared.uneven
         meter.end_step(loss=shared.loss, rate=rate, norm=norm, work=shared.work, **more)
