@@ -119,6 +119,12 @@ def testbench_logs(
     _become("logs", at, [str(lines)])
 
 
+@testbench_app.command("install")
+def testbench_install() -> None:
+    """Only install SLURM's packages, where they are missing (apt; root)."""
+    _become("install", None)
+
+
 def _become(command: str, at: Path | None, words: list[str] | None = None) -> None:
     if not os.access(SCRIPT, os.X_OK):
         raise UserError(

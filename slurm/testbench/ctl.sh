@@ -45,9 +45,12 @@ ctl_init() { # becomes the process that keeps the namespaces
   ip link set cluster up
   munge_command
   daemon munged "${MUNGE[@]}"
-  while [ ! -S /run/munge/munge.socket.2 ]; do sleep 0.02; done
+  while [ ! -S /run/munge/munge.socket.2 ]; do
+    pid_of munged >/dev/null || exit 1
+    sleep 0.02
+  done
   touch /run/ready
-  exec sleep infinity
+  exec sleep infinity 9>&-
 }
 
 start_ctl() {
@@ -66,7 +69,7 @@ start_accounting() {
       rm -rf "$data"
       mkdir "$data"
       mariadb-install-db --no-defaults --user=root --datadir="$data" --skip-test-db --skip-name-resolve \
-        --auth-root-authentication-method=socket --auth-root-socket-user=root >"$BENCH/log/mariadbd.out" 2>&1 9>&- ||
+        --auth-root-authentication-method=socket --auth-root-socket-user=root >"$BENCH/log/mariadbd.out" 2>&1 ||
         broken "mariadb-install-db failed (log: $BENCH/log/mariadbd.out)"
       touch "$data/made"
     fi

@@ -30,14 +30,16 @@ pid_of() { # pid_of NAME: its PID, if it is alive and still the process that we 
   [ -n "$began" ] && [ "$(start_time "$pid")" = "$began" ] && echo "$pid"
 }
 
-# daemon NAME CMD...: the process writes its own PID file before it becomes CMD, so that none is ever lost, whenever
-# this script is killed. File descriptor 9 is the lock of this script; -10: daemons answer also where ranks use all CPUs.
+# daemon NAME CMD...: the process writes its own PID file before it becomes CMD, and keeps the lock (descriptor 9) until
+# then: whenever this script is killed, "down" waits for what was begun, and finds it. The login host keeps the lock a
+# little longer, see ctl_init. nice -10: daemons answer also where ranks use all CPUs.
 daemon() {
   local name=$1
   shift
   rm -f "$BENCH/pids/$name"
-  setsid bash -c '. "$1"; export RUMPUN_TESTBENCH=$2; BENCH=$2 name=$3; shift 3; remember "$name" $$; exec "$@"' \
-    bash "$HERE/lib.sh" "$BENCH" "$name" nice -n -10 "$@" </dev/null >>"$BENCH/log/$name.out" 2>&1 9>&- &
+  setsid bash -c '. "$1"; export RUMPUN_TESTBENCH=$2; BENCH=$2 name=$3; shift 3; remember "$name" $$
+    [ "$name" = ctl ] || exec 9>&-
+    exec "$@"' bash "$HERE/lib.sh" "$BENCH" "$name" nice -n -10 "$@" </dev/null >>"$BENCH/log/$name.out" 2>&1 &
   while [ ! -e "$BENCH/pids/$name" ]; do sleep 0.01; done
 }
 

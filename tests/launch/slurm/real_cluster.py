@@ -112,7 +112,8 @@ class Cluster:
         until = time.monotonic() + within
         while not happened():
             if time.monotonic() > until:
-                raise AssertionError(f"waited {within} s in vain: {what}")
+                seen = [self.run(words, check=False).stdout for words in (["sinfo", "-N"], ["squeue"])]
+                raise AssertionError("\n".join([f"waited {within} s in vain: {what}", *seen]))
             time.sleep(0.1)
 
     def node_state(self, node: str) -> str:
@@ -176,7 +177,6 @@ class Cluster:
 
     def up(self, *options: str) -> None:
         """Start it. What an interrupted session left in its place is ended by `sweep_abandoned` of the next."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.testbench("up", *options)
 
     def purge(self) -> None:

@@ -39,22 +39,25 @@ def test_jobs_start_no_better_than_their_user_is(cluster: Cluster) -> None:
 
 
 def test_crashed_node_gives_its_job_back(cluster: Cluster) -> None:
-    job = cluster.sbatch("echo restart $SLURM_RESTART_COUNT; srun sleep 600", "-N2", "-w", "node1,node2")
-    cluster.wait_for_state(job, "RUNNING")
+    job = cluster.sbatch(
+        "srun sh -c 'echo rank of restart $SLURM_RESTART_COUNT; sleep 600'", "-N2", "-w", "node1,node2"
+    )
+    # a node that is lost while srun starts the ranks makes the job fail at once; so both must run
+    cluster.wait_for("its ranks", lambda: cluster.output(job).count("rank") == 2)
     cluster.crash("node2")
     cluster.wait_for("requeued", lambda: cluster.show(job)["Restarts"] == "1")
     assert cluster.state(job) in ("PENDING", "REQUEUED", "COMPLETING")
     cluster.start("node2")
-    cluster.wait_for_state(job, "RUNNING")
-    cluster.wait_for("its output", lambda: "restart 1" in cluster.output(job))
+    cluster.wait_for("its new ranks", lambda: cluster.output(job).count("rank of restart 1") == 2)
     runs = cluster.run(["sacct", "-D", "-n", "-P", "-X", "-j", job, "-o", "State"]).stdout.split()
     assert runs[0] == "NODE_FAIL"
 
 
 @pytest.mark.parametrize("accident", ["unplug", "slurmd-kill"])
 def test_lost_but_living_node_keeps_its_rank_until_it_is_back(cluster: Cluster, accident: str) -> None:
-    job = cluster.sbatch("srun sh -c 'exec sleep 61$(hostname | tr -dc 0-9)'", "-N2", "-w", "node3,node4")
-    cluster.wait_for("its rank", lambda: cluster.on("node4", ["pgrep", "-f", "sleep 614"], check=False).returncode == 0)
+    rank = "echo rank; exec sleep 61$(hostname | tr -dc 0-9)"
+    job = cluster.sbatch(f"srun sh -c '{rank}'", "-N2", "-w", "node3,node4")
+    cluster.wait_for("its ranks", lambda: cluster.output(job).count("rank") == 2)
     cluster.testbench("node", "node4", accident)
     cluster.wait_for_loss("node4")
     cluster.wait_for("requeued", lambda: cluster.show(job)["Restarts"] == "1")
@@ -66,16 +69,15 @@ def test_lost_but_living_node_keeps_its_rank_until_it_is_back(cluster: Cluster, 
 
 
 def test_preempted_job_is_warned_and_runs_again(cluster: Cluster) -> None:
-    rank = "trap 'echo warned; exit 0' TERM; echo restart $SLURM_RESTART_COUNT; sleep 600 & wait; sleep 600"
-    low = cluster.sbatch(
-        f"srun sh -c {rank.replace('exit 0', ':')!r}" if '"' not in rank else rank, "-p", "low", "-N4", "--exclusive"
-    )
-    cluster.wait_for("its rank", lambda: "restart" in cluster.output(low))
+    rank = "trap 'echo warned' TERM; echo began; sleep 600 & wait; sleep 600"
+    low = cluster.sbatch(f'srun sh -c "{rank}"', "-p", "low", "-N4", "--exclusive")
+    cluster.wait_for("its ranks", lambda: cluster.output(low).count("began") == 4)
     high = cluster.sbatch("sleep 1", "-p", "high", "-N4", "--exclusive")
-    cluster.wait_for("the warning", lambda: "warned" in cluster.output(low))
+    cluster.wait_for("the warning", lambda: cluster.output(low).count("warned") == 4)
     assert cluster.state(high) == "PENDING"
     cluster.wait_for_state(high, "COMPLETED")
-    cluster.wait_for("the second start", lambda: "restart 1" in cluster.output(low))
+    cluster.wait_for("the second start", lambda: cluster.output(low).count("began") == 8)
+    assert cluster.show(low)["Restarts"] == "1"
 
 
 def test_controller_restarts_above_a_running_job(cluster: Cluster) -> None:
