@@ -16,6 +16,16 @@ class Run(Protocol):
     """One run of a job as accounting knows it (`launch.slurm.commands.JobState`); times are epoch seconds."""
 
     @property
+    def id(self) -> str:
+        """As accounting writes it."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often it was requeued before this run."""
+        ...
+
+    @property
     def state(self) -> str:
         """COMPLETED, PREEMPTED, NODE_FAIL …"""
         ...
@@ -71,7 +81,7 @@ def cause_of(
         next_nodes: the nodes of the next link, which show the one that failed by its absence.
     """
     end = event_of(events, "end")
-    outcome, state = end.get("outcome"), run.state.split(" ")[0] if run is not None else ""
+    outcome, state = end.get("outcome"), run.state if run is not None else ""
     if outcome == "done":
         return ""
     if outcome == "stopped":

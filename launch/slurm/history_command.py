@@ -22,6 +22,7 @@ from launch.ledger_command import find_run
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from launch.slurm.job_state import JobState
     from launch.slurm.timeline import Link
 
 TIMELINE = "timeline.json"
@@ -64,10 +65,11 @@ def make_timeline(run: Path) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     links: list[Link]
     if any(events.values()):
-        runs, running = _accounting(events, notes)
-        stops = {id: chain.stopped(id) or "" for id in runs} if chain.stop_file.exists() else {}
+        runs, running = _accounting(run, events, notes)
+        ids = {str(event.get("job", "")) for told in events.values() for event in told}
+        stops = {id: why for id in ids if chain.stop_file.exists() and (why := chain.stopped(id))}
         links = links_of(
-            events, phases=phases, runs=runs, running=running, stops={k: v for k, v in stops.items() if v}, now=now
+            events, phases=phases, runs=runs, running=running, asked=running is not None, stops=stops, now=now
         )
     else:
         links = local_links(phases, _stages(run), running=_in_use(run), now=now)
@@ -84,37 +86,43 @@ def make_timeline(run: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _accounting(
-    events: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]
-) -> tuple[dict[str, Any], set[str] | None]:
-    """(what accounting says of each job id, ids that run now; None where nobody could be asked)."""
+    run: Path, events: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]
+) -> tuple[dict[str, list[JobState]], dict[str, int] | None]:
+    """(what accounting says of each job, the jobs that run now with their restarts, None where nobody can be asked)."""
+    from launch.slurm.chain import Chain
     from launch.slurm.commands import Slurm
+    from launch.slurm.status import open_ids
 
-    ids = {str(event.get("job", "")) for told in events.values() for event in told} - {""}
-    runs: dict[str, Any] = {id: [] for id in ids}
-    ended = {
-        (str(e.get("job")), e.get("restart")) for told in events.values() for e in told if e["event"] == "end"
-    }  # fmt: skip
-    begun = {(str(e.get("job")), e.get("restart")) for told in events.values() for e in told if e["event"] == "begin"}
+    runs: dict[str, list[JobState]] = {name: [] for name in events}
+    now = open_ids(run)
     try:
         slurm = Slurm.here(need=("squeue",))
-        open_ids = sorted({id for id, restart in begun - ended})
-        states = slurm.jobs(open_ids)
-        running = {id for id, state in states.items() if state.active and not state.waiting}
+        states = slurm.jobs(list(now.values()))
     except UserError as error:
         notes.append(f"{error.value}: {error.rule}. Causes are those that the files tell")
         return runs, None
-    told = False
-    for id in sorted(ids):
-        try:
-            runs[id] = slurm.runs_of(id)
-        except UserError as error:
-            notes.append(f"accounting did not answer ({error.value}: {error.rule}); causes are those of the files")
-            break
-        told = told or bool(runs[id])
+    running = {
+        name: states[id].restarts for name, id in now.items() if states[id].active and not states[id].waiting
+    }  # fmt: skip
+    jobs = Chain(run).jobs().get("jobs", {})
+    try:
+        for name, told in events.items():
+            for id in _ids(jobs.get(name, {}), told):
+                runs[name] += slurm.runs_of(id)
+    except UserError as error:
+        notes.append(f"accounting did not answer ({error.value}: {error.rule}); causes are those of the files")
     else:
-        if not told:
+        if not any(runs.values()):
             notes.append("accounting is switched off or has forgotten these jobs: causes are those that the files tell")
     return runs, running
+
+
+def _ids(job: Mapping[str, Any], told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Under which ids accounting knows the links of a job: those of an array are its tasks."""
+    own = [str(job[key]) for key in ("id",) if job.get(key)] + [str(id) for id in job.get("former", ())]
+    if job.get("route") == "array":
+        return [f"{id}_{n}" for id in own for n in range(int(job.get("links") or 1))]
+    return list(dict.fromkeys([*(str(event["job"]) for event in told if event.get("job")), *own]))
 
 
 def _stages(run: Path) -> list[dict[str, Any]]:

@@ -106,15 +106,20 @@ class RunStatus:
         return asdict(self)
 
 
-def ids_to_ask(run: Path) -> list[str]:
-    """The ids of the jobs of a run that have not ended by their own word."""
+def open_ids(run: Path) -> dict[str, str]:
+    """Job → id, of the jobs of a run that have not ended by their own word."""
     chain = Chain(run)
-    found = []
+    found = {}
     for name, job in _jobs(chain).items():
         events = chain.events(name)
         if event_of(_last_link(events), "end").get("outcome") != "done":
-            found.append(_id_now(job, events))
+            found[name] = _id_now(job, events)
     return found
+
+
+def ids_to_ask(run: Path) -> list[str]:
+    """The ids that the scheduler is to be asked about."""
+    return list(open_ids(run).values())
 
 
 def read_status(
@@ -226,8 +231,10 @@ def _job(
 def _resubmitted(job: Mapping[str, Any], link: Sequence[Mapping[str, Any]], id: str) -> bool:
     """Whether the newest link is of an earlier submission: the job of now has not begun."""
     told = str(event_of(link, "begin").get("job", "")).partition("_")[0]
-    named = str(event_of(link, "end").get("next") or "").split()
-    return bool(told) and told != id.partition("_")[0] and id not in named
+    if not told or told == id or id in str(event_of(link, "end").get("next") or "").split():
+        return False
+    # each task of an array gets a number of its own when it starts, after that of the array
+    return not (job.get("route") == "array" and told.isdigit() and id.isdigit() and int(told) > int(id))
 
 
 def _progress(run: Path, phase: str, began: float | None, now: float) -> Progress | None:

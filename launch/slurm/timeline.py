@@ -6,7 +6,7 @@ the starts in its ledgers and the stages that it built.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -58,29 +58,31 @@ def links_of(
     *,
     phases: Mapping[str, Phase],
     runs: Mapping[str, Sequence[Run]] | None = None,
-    running: Collection[str] | None = (),
+    running: Mapping[str, int] | None = None,
+    asked: bool = True,
     stops: Mapping[str, str] | None = None,
     now: float,
 ) -> list[Link]:
     """The links of all jobs, in the order in which they started.
 
     Args:
-        events: of every job (launch/slurm/chain.py). runs: of every id, what accounting says of each of its runs.
-        running: ids of the jobs that run now, None where nobody could be asked. stops: why ids were asked to end.
-        now: epoch seconds.
+        events: of every job (launch/slurm/chain.py). runs: of every job, what accounting says of each of its runs.
+        running: the jobs that run now, each with how often it was requeued before. asked: whether anybody could be
+            asked for that. stops: why ids were asked to end. now: epoch seconds.
     """
     found: list[Link] = []
     for job, told in events.items():
-        groups = _groups(told)
-        groups += _unseen(groups, runs or {})
+        known = (runs or {}).get(job, ())
+        groups = _groups(told, known)
+        groups += _unseen(groups, known)
         groups.sort(key=lambda group: group[1])
         before: Link | None = None
-        for number, (group, start, run) in enumerate(groups, start=1):
+        for number, group in enumerate(groups, start=1):
             following = groups[number] if number < len(groups) else None
             link = _link(
-                job, number, group, start, run or _run_of(group, start, runs or {}),
+                job, number, *group,
                 before=before, following=following, phases=phases,
-                running=running, stop=(stops or {}).get(_id(group, run)), now=now,
+                running=(running or {}).get(job), asked=asked, stops=stops or {}, now=now,
             )  # fmt: skip
             found.append(link)
             before = link
@@ -90,7 +92,7 @@ def links_of(
 _Group = tuple[list[Mapping[str, Any]], float, Run | None]
 
 
-def _groups(events: Sequence[Mapping[str, Any]]) -> list[_Group]:
+def _groups(events: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[_Group]:
     """The events of each link, with its start; those of two links that overlap are told apart by id and restart."""
     groups: list[tuple[tuple[str, Any], list[Mapping[str, Any]]]] = []
     for event in events:
@@ -100,36 +102,24 @@ def _groups(events: Sequence[Mapping[str, Any]]) -> list[_Group]:
             groups.append((key, [event]))
         else:
             mine.append(event)
-    return [(group, float(group[0].get("start") or group[0]["time"]), None) for _, group in groups]
-
-
-def _id(group: Sequence[Mapping[str, Any]], run: Any) -> str:
-    return str(group[0].get("job", "")) if group else str(getattr(run, "id", ""))
-
-
-def _run_of(group: Sequence[Mapping[str, Any]], start: float, runs: Mapping[str, Sequence[Run]]) -> Run | None:
-    """The run of a link in accounting: the one that started with it."""
-    known = runs.get(_id(group, None), ())
-    near = [run for run in known if run.started is not None and abs(run.started - start) <= _SAME_START_S]
-    return min(near, key=lambda run: abs((run.started or 0.0) - start), default=None)
-
-
-def _unseen(groups: Sequence[_Group], runs: Mapping[str, Sequence[Run]]) -> list[_Group]:
-    """Runs of these jobs that ended before the controller could write a line."""
-    ids = {_id(group, None) for group, _, _ in groups}
     found: list[_Group] = []
-    for id in ids:
-        starts = [start for group, start, _ in groups if _id(group, None) == id]
-        for run in runs.get(id, ()):
-            if (
-                run.started is None
-                or run.ends is None
-                or run.state.split(" ")[0] not in _RAN
-                or run.ends <= run.started
-            ):
-                continue
-            if all(abs(run.started - start) > _SAME_START_S for start in starts):
-                found.append(([], run.started, run))
+    for (id, _), group in groups:
+        start = float(group[0].get("start") or group[0]["time"])
+        near = [run for run in runs if run.started is not None and abs(run.started - start) <= _SAME_START_S]
+        # a task of an array has another id in accounting
+        near.sort(key=lambda run: (run.id != id, abs((run.started or 0.0) - start)))
+        found.append((group, start, near[0] if near else None))
+    return found
+
+
+def _unseen(groups: Sequence[_Group], runs: Sequence[Run]) -> list[_Group]:
+    """Runs that ended before the controller could write a line."""
+    found: list[_Group] = []
+    for run in runs:
+        if run.started is None or run.ends is None or run.state not in _RAN or run.ends <= run.started:
+            continue
+        if not any(run is known or abs(run.started - start) <= _SAME_START_S for _, start, known in groups):
+            found.append(([], run.started, run))
     return found
 
 
@@ -143,15 +133,18 @@ def _link(
     before: Link | None,
     following: _Group | None,
     phases: Mapping[str, Phase],
-    running: Collection[str] | None,
-    stop: str | None,
+    running: int | None,
+    asked: bool,
+    stops: Mapping[str, str],
     now: float,
 ) -> Link:
     begin, end_event = event_of(events, "begin"), event_of(events, "end")
-    id, restart = _id(events, run), int(begin.get("restart") or getattr(run, "restarts", 0) or 0)
-    runs_now = following is None and id in (running or ())
+    id = str(events[0].get("job", "")) if events else run.id if run is not None else ""
+    restart = int(begin.get("restart") or (0 if run is None or events else run.restarts))
+    # where it was requeued and runs again, its next link has not said so yet
+    runs_now = following is None and running is not None and running <= restart
     until = following[1] if following is not None else now
-    if run is not None and run.ends is not None and run.state.split(" ")[0] in _RAN:
+    if run is not None and run.ends is not None and run.state in _RAN:
         end = run.ends
     elif runs_now:
         end = now
@@ -161,8 +154,8 @@ def _link(
         end = _last_sign(events, phases, start, until)
     end = max(min(end, until), start)
     next_nodes = None if following is None else event_of(following[0], "begin").get("nodes")
-    cause = "" if runs_now and not end_event else cause_of(events, run, stop=stop, next_nodes=next_nodes)
-    unknown = running is None and run is None and following is None and not end_event
+    cause = "" if runs_now and not end_event else cause_of(events, run, stop=stops.get(id), next_nodes=next_nodes)
+    unknown = not asked and run is None and following is None and not end_event
     if unknown:
         cause = "its files tell no end; it may still run"
     submitted, eligible, since = _handed_in(begin, run, id, before)

@@ -245,7 +245,9 @@ def test_the_truth_is_found_again(fates: list[Fate]) -> None:
         live(told, fate, last=number == len(fates))
         begin = next(e for e in reversed(told.events) if e["event"] == "begin")
         runs.append(Accounted(begin["start"], told.end))
-    links = links_of({"finetune": told.events}, phases={"finetune": told.phase()}, runs={"7": runs}, now=told.now + 99)
+    links = links_of(
+        {"finetune": told.events}, phases={"finetune": told.phase()}, runs={"finetune": runs}, now=told.now + 99
+    )
     assert len(links) == len(fates)
     begin = T0 + fates[0].waits[0]
     for link, truth in zip(links, told.truth, strict=True):
@@ -292,7 +294,10 @@ def training(*outcomes: tuple[str, str], running: bool = False) -> Link:
         if outcome:
             told.write("ranks_ended", phase="finetune", outcome=outcome, reason=reason, saved=told.saved, last=step)
     [link] = links_of(
-        {"finetune": told.events}, phases={"finetune": told.phase()}, now=told.now, running=["7"] if running else []
+        {"finetune": told.events},
+        phases={"finetune": told.phase()},
+        now=told.now,
+        running={"finetune": 0} if running else {},
     )
     return link
 
@@ -331,10 +336,12 @@ def test_a_stage_that_was_interrupted_is_lost_and_one_that_ended_is_not() -> Non
         {"event": "stage_done", "time": T0 + 15, "job": "3", "restart": 0, "stage": "eval"},
         {"event": "stage", "time": T0 + 15, "job": "3", "restart": 0, "stage": "tokens"},
     ]
-    [link] = links_of({"prepare": events}, phases={}, runs={"3": [Accounted(T0, T0 + 21, "TIMEOUT")]}, now=T0 + 99)
+    [link] = links_of(
+        {"prepare": events}, phases={}, runs={"prepare": [Accounted(T0, T0 + 21, "TIMEOUT")]}, now=T0 + 99
+    )
     assert by_kind(link.intervals) == {"controller": 2.0, "evaluate": 5.0, "stages": 8.0, "lost": 6.0}
     assert link.cause == "time limit"
-    [link] = links_of({"prepare": events}, phases={}, running=["3"], now=T0 + 99)
+    [link] = links_of({"prepare": events}, phases={}, running={"prepare": 0}, now=T0 + 99)
     assert by_kind(link.intervals) == {"controller": 2.0, "evaluate": 5.0, "stages": 92.0}
 
 
@@ -344,7 +351,7 @@ def test_a_run_that_never_reached_the_controller_is_a_link_too() -> None:
         Accounted(T0, T0 + 30, "NODE_FAIL", nodes=("node1", "node2"), submitted=T0 - 20, eligible=T0 - 5, id="3"),
         Accounted(T0 + 100, T0 + 200, "CANCELLED"),
     ]
-    first, second = links_of({"prepare": events}, phases={}, runs={"3": runs}, now=T0 + 999)
+    first, second = links_of({"prepare": events}, phases={}, runs={"prepare": runs}, now=T0 + 999)
     assert by_kind(first.intervals) == {"queue": 5.0, "controller": 30.0}
     assert first.cause == "node2 failed" and first.nodes == ("node1", "node2")
     assert by_kind(second.intervals) == {"queue": 70.0, "controller": 100.0}
@@ -365,11 +372,17 @@ def test_a_successor_does_not_wait_while_its_predecessor_runs() -> None:
     assert by_kind(second.intervals) == {"delay": 2.0, "queue": 8.0, "controller": 50.0}
 
 
+def test_a_job_that_runs_again_has_not_gone_on_with_its_old_link() -> None:
+    events = [{"event": "begin", "time": T0 + 1, "job": "3", "restart": 0, "start": T0}]
+    [link] = links_of({"pretrain": events}, phases={}, running={"pretrain": 1}, now=T0 + 999)
+    assert not link.running and link.end == T0 + 1
+
+
 def test_who_could_not_be_asked_is_not_declared_dead() -> None:
     events = [{"event": "begin", "time": T0 + 1, "job": "3", "restart": 0, "start": T0}]
-    [link] = links_of({"pretrain": events}, phases={}, running=None, now=T0 + 999)
+    [link] = links_of({"pretrain": events}, phases={}, asked=False, now=T0 + 999)
     assert "may still run" in link.cause and link.outcome == "" and not link.running
-    [link] = links_of({"pretrain": events}, phases={}, running=[], now=T0 + 999)
+    [link] = links_of({"pretrain": events}, phases={}, now=T0 + 999)
     assert "ended without a word" in link.cause and link.outcome == "killed"
 
 
