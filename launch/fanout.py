@@ -48,6 +48,8 @@ class FanoutConfig(Section):
     """slurm only: GPUs of an array task; 1 for embedding with a large teacher."""
     max_array_tasks: Annotated[int, Field(ge=1)] = 1000
     """slurm only: tasks in one array; more parts share tasks. Below the cluster's MaxArraySize (often 1001)."""
+    poll_s: Annotated[float, Field(gt=0)] = 10.0
+    """slurm only: seconds between two questions to the scheduler; results are seen sooner, in the file system."""
 
 
 def make_fanout(config: FanoutConfig, *, devices: bool = False) -> Fanout:

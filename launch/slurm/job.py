@@ -120,19 +120,11 @@ def _starter(link: Link, progress: TerminalProgress) -> Any:
 
 def _fanout(link: Link) -> Any:
     """Parts of data stages as array jobs of this cluster, where the recipe does not say otherwise."""
-    recipe, profile = link.recipe, link.profile
-    if not recipe.slurm.fan_out or link.kind.trains:
+    if not link.recipe.slurm.fan_out or link.kind.trains:
         return None
-    given = recipe.fanout.model_dump(exclude_unset=True)
-    return type(recipe.fanout)(
-        **{
-            "partition": profile.stage_partition or profile.partition,
-            "account": profile.stage_account or profile.account,
-            "max_array_tasks": min(profile.max_array_tasks or 1000, 1000),
-            **given,
-            "kind": "slurm",
-        }
-    )
+    from launch.fanout_array import ArrayConfig
+
+    return ArrayConfig.on(link.profile, link.recipe.fanout)
 
 
 class Told(TerminalProgress):

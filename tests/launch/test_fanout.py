@@ -54,7 +54,7 @@ def compute(fanout: Fanout, tmp_path: Path, parts: list[dict]) -> list[dict]:
 
 
 def array(workers: int = 2, **more: int) -> ArrayFanout:
-    return ArrayFanout(FanoutConfig(workers=workers, **more), cluster="local", poll_s=0.05)
+    return ArrayFanout(FanoutConfig(workers=workers, **more), cluster="local", look_s=0.05)
 
 
 @pytest.mark.parametrize(
