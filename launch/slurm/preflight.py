@@ -19,11 +19,12 @@ from typing import Any
 
 from launch.slurm import preflight_facts as look
 from launch.slurm.preflight_judge import PreflightNeeds, Verdict, judge, majority, skews, slow_nodes
-from launch.slurm.preflight_result import PreflightResult
+from launch.slurm.preflight_result import THE_STEP_ENDED, PreflightResult
 from launch.slurm.preflight_step import Step
 from launch.slurm.preflight_talk import Talk
 
 PINGS = 5
+STRAGGLE_S = 3.0  # once a node has failed, the others have so long to be heard
 CHECKS_S = {False: 60.0, True: 180.0}  # for the look itself; with GPUs torch is imported, from a cold file system
 
 __all__ = ["PreflightNeeds", "PreflightResult", "run_preflight"]
@@ -44,7 +45,7 @@ def run_preflight(
 
     Args:
         nodes: the nodes' names as the scheduler writes them.
-        tasks_per_node: ranks a node: each wants its share of /dev/shm and open files.
+        tasks_per_node: ranks a node: each wants its share of /dev/shm.
         folders: folders that all nodes must share and write: the run, the cache.
         needs: what the run needs of a node.
         within_s: a node that says nothing for so long is missing.
@@ -55,7 +56,7 @@ def run_preflight(
     needs = needs or PreflightNeeds()
     flight = _Flight(nodes, folders, needs, within_s=within_s, program=program, tasks=tasks_per_node, say=say)
     try:
-        with Step(flight.command(), nodes=nodes, token=flight.token, local=local) as step:
+        with Step(flight.command(), nodes=nodes, token=flight.token, local=local, gpus=flight.needs.gpus) as step:
             flight.fly(step)
     finally:
         look.stale_markers(folders, flight.token)
@@ -97,7 +98,7 @@ class _Flight:
         self.verdict = Verdict()
         self.parts: dict[str, float] = {}
         self.said: list[str] = []
-        self.failed: set[str] = set()
+        self.unheard: dict[str, str] = {}
 
     def command(self) -> list[str]:
         """What runs on each node. The marks are written into the shared folders first."""
@@ -163,10 +164,25 @@ class _Flight:
 
     def _roll_call(self, step: Step) -> None:
         until = self.began + self.within_s
-        self._hear(step, until=until, done=lambda: len(self.came) == len(self.nodes), on=lambda line: None)
-        if len(self.came) < len(self.nodes):
-            step.end()
-            self.said, self.failed = step.said(), step.failed_nodes()
+        while len(self.came) < len(self.nodes) and time.monotonic() < until and not step.over:
+            if set(step.failed_nodes()) - set(self.came):  # there is nothing to wait for
+                until = min(until, time.monotonic() + STRAGGLE_S)
+            pause = min(until, time.monotonic() + 0.5)
+            self._hear(step, until=pause, done=lambda: len(self.came) == len(self.nodes), on=lambda line: None)
+        silent = [node for node in self.nodes if node not in self.came]
+        if not silent:
+            return
+        by_itself = step.over
+        step.end()
+        self.said, failed = step.said(), step.failed_nodes()
+        # a step that the scheduler could not start everywhere is ended everywhere: only the cause is missing
+        named = [node for node in silent if node in failed]
+        why = (
+            f"{THE_STEP_ENDED} before it was heard"
+            if by_itself
+            else f"was not heard in {time.monotonic() - self.began:.0f} s"
+        )
+        self.unheard = {node: failed.get(node, why) for node in named or silent}
 
     def _look(self, step: Step) -> None:
         until = time.monotonic() + CHECKS_S[bool(self.needs.gpus)]
@@ -192,7 +208,7 @@ class _Flight:
             # a file that was saved in these seconds is no other code: whoever sees it as it is now is right too
             files = look.code_files(look.code_root())
             reference = {**reference, "now": look.code_digest(files)}
-        judge(self.reports, self.needs, reference=reference, verdict=self.verdict)
+        judge(self.reports, self.needs, reference=reference, verdict=self.verdict, tasks=self.tasks)
         for node, (ahead, doubt) in skews(self.trips).items():
             if abs(ahead) - doubt > self.needs.skew_s:
                 side = "ahead of" if ahead > 0 else "behind"
@@ -233,9 +249,6 @@ class _Flight:
 
     def result(self) -> PreflightResult:
         """What was found, in the order of the nodes."""
-        silent = [node for node in self.nodes if node not in self.came]
-        # a step that the scheduler could not start everywhere is ended everywhere: only the cause is missing
-        missing = [node for node in silent if node in self.failed] or silent
         clocks = skews(self.trips)
         nodes = {}
         for node, report in self.reports.items():
@@ -255,6 +268,7 @@ class _Flight:
             "pairs": self.pairs,
             "code": reference["code"],
             "versions": reference["versions"],
+            **({"unheard": self.unheard} if self.unheard else {}),
             **({"said": self.said} if self.said else {}),
         }
         kinds = {
@@ -266,4 +280,4 @@ class _Flight:
             for kind in ("sick", "slow", "notes")
         }
         came = tuple(node for node in self.nodes if node in self.came)
-        return PreflightResult(round(time.monotonic() - self.began, 2), came, tuple(missing), facts=facts, **kinds)
+        return PreflightResult(round(time.monotonic() - self.began, 2), came, tuple(self.unheard), facts=facts, **kinds)

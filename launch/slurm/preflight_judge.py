@@ -29,7 +29,7 @@ class PreflightNeeds:
         gpus: GPUs a node; 0: none are looked for and torch is not imported.
         interface: the network interface of the cluster profile; None: whatever the host's name resolves to.
         disk_gb: free room in each folder, in GB.
-        shm_gb: free room in /dev/shm, in GB: data loaders and NCCL want it.
+        shm_gb: free room in /dev/shm for each rank, in GB: data loaders and NCCL want it.
         skew_s: how far a node's clock may be off; records of several nodes are put in one order by their times.
         scratch: a folder of each node's own that must be writable too.
         matrix: measure a matrix product.
@@ -64,7 +64,12 @@ class Verdict:
 
 
 def judge(
-    reports: Mapping[str, Mapping[str, Any]], needs: PreflightNeeds, *, reference: Mapping[str, Any], verdict: Verdict
+    reports: Mapping[str, Mapping[str, Any]],
+    needs: PreflightNeeds,
+    *,
+    reference: Mapping[str, Any],
+    verdict: Verdict,
+    tasks: int = 1,
 ) -> None:
     """Add to the verdict what each report, and the reports beside each other, say.
 
@@ -74,13 +79,14 @@ def judge(
         reference: "versions", "code" (digest), "files", and "who" has them: what the nodes are compared with; "now" is
             a second digest that is as right.
         verdict: is added to.
+        tasks: ranks a node; each needs room in /dev/shm.
     """
     for node, report in reports.items():
         facts = report["facts"]
         for part, why in report["errors"].items():
             verdict.add("sick", node, f"{part}: {why}")
         _same_code(node, facts, reference, verdict)
-        _room(node, facts, needs, verdict)
+        _room(node, facts, needs.shm_gb * tasks, verdict)
         _folders(node, facts, needs, verdict)
         if "load" in facts and facts["load"]["busy"] > BUSY_SHARE * facts["load"]["cpus"]:
             load = facts["load"]
@@ -124,13 +130,13 @@ def majority(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _room(node: str, facts: Mapping[str, Any], needs: PreflightNeeds, verdict: Verdict) -> None:
+def _room(node: str, facts: Mapping[str, Any], shm_gb: float, verdict: Verdict) -> None:
     if memory := facts.get("memory"):
         free = memory["shm_free"]
         if free is None:
             verdict.add("sick", node, "no /dev/shm: mount a tmpfs there")
-        elif free < needs.shm_gb * GB:
-            verdict.add("sick", node, f"/dev/shm has {free / GB:.2f} GB free, {needs.shm_gb:g} GB are needed")
+        elif free < shm_gb * GB:
+            verdict.add("sick", node, f"/dev/shm has {free / GB:.2f} GB free, {shm_gb:.2g} GB are needed")
     if limits := facts.get("limits"):
         if limits["nofile"] is not None and limits["nofile"] < MIN_NOFILE:
             verdict.add("sick", node, f"only {limits['nofile']} open files are allowed: ulimit -n {MIN_NOFILE} or more")

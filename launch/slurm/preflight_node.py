@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -143,6 +144,9 @@ class Look:
 
 def main(arguments: list[str]) -> None:
     """Look, report, and obey until told to leave. `arguments`: the token, and what is asked as JSON."""
+    # a warning that the job's time ends reaches every step: what follows from it is the controller's to decide
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     token, ask = arguments[0], json.loads(arguments[1])
     voice = Voice(token)
     orders: queue.Queue[dict[str, Any]] = queue.Queue()

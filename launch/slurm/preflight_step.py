@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.slurm.hostlist import expand
+from launch.slurm.preflight_result import THE_STEP_ENDED
 
 END_S = 5.0  # srun ends a step within 2 s of SIGTERM, also one whose processes ignore signals
 STEP_MIN = 10  # the step's own time limit, should this process be killed before it can end the step
@@ -26,12 +28,14 @@ SHAPES = frozenset(
 )
 
 
-def step_command(command: Sequence[str], *, nodes: Sequence[str], name: str) -> list[str]:
+def step_command(command: Sequence[str], *, nodes: Sequence[str], name: str, gpus: int = 0) -> list[str]:
     """The srun that starts `command` once on each of these nodes, beside whatever else the job runs."""
     options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
     options += [f"--nodelist={','.join(nodes)}", f"--job-name={name}", f"--time={STEP_MIN}"]
     # overlap: a shell within the allocation holds all of its CPUs; export: whatever the job was submitted with
     options += ["--overlap", "--export=ALL", "--mpi=none", "--cpu-bind=none", "--kill-on-bad-exit=0"]
+    if gpus:  # by name: in a job that asked for GPUs by the task, one task would be given one
+        options.append(f"--gres=gpu:{gpus}")
     return ["srun", *options, *command]
 
 
@@ -43,15 +47,18 @@ class Step:
         nodes: their names.
         token: marks the lines that are meant for us, and names the step.
         local: run the command once, here, without the scheduler.
+        gpus: GPUs that the command sees on each node.
 
     Attributes:
         number: the step's number within its job, once a node has told it.
         heard_at: when the line that `hear` gave last was read, by this machine's clock.
     """
 
-    def __init__(self, command: Sequence[str], *, nodes: Sequence[str], token: str, local: bool = False) -> None:
+    def __init__(
+        self, command: Sequence[str], *, nodes: Sequence[str], token: str, local: bool = False, gpus: int = 0
+    ) -> None:
         self._name = f"preflight-{token}"
-        self._command = list(command) if local else step_command(command, nodes=nodes, name=self._name)
+        self._command = list(command) if local else step_command(command, nodes=nodes, name=self._name, gpus=gpus)
         self._token, self._local, self._nodes = token, local, list(nodes)
         self._lines: queue.Queue[tuple[float, dict[str, Any] | None]] = queue.Queue()
         self._said: list[str] = []
@@ -119,6 +126,11 @@ class Step:
         return line
 
     @property
+    def over(self) -> bool:
+        """Nothing more will be heard: the step has ended, and all of its lines were."""
+        return not self._readers[0].is_alive() and self._lines.qsize() <= 1
+
+    @property
     def ended(self) -> bool:
         """The step has ended by itself."""
         return self._process.poll() is not None
@@ -136,9 +148,16 @@ class Step:
             reader.join(0.5)
         return [line for line in self._said if line.strip()][-8:]
 
-    def failed_nodes(self) -> set[str]:
-        """Nodes of which the scheduler says that nothing could be started there."""
-        return {node for line in self._said for node in re.findall(r"launch .*failed on node ([\w.-]+)", line)}
+    def failed_nodes(self) -> dict[str, str]:
+        """Nodes of which the scheduler says that nothing could be started there, or that it ended there by itself."""
+        found = {}
+        for line in list(self._said):
+            if match := re.search(r"launch .*failed on node ([\w.-]+): (.*)", line):
+                found[match[1]] = f"nothing could be started there ({match[2]})"
+            elif match := re.match(r"srun: error: (\S+): tasks? [\d,-]+: (.+)", line):
+                how = "Python did not run there" if "exit code" in match[2] else f"{THE_STEP_ENDED} there"
+                found |= dict.fromkeys(expand(match[1]), f"{how} ({match[2].lower()})")
+        return found
 
     def end(self) -> None:
         """End the step, at the latest within seconds, by its name where srun itself does not answer."""

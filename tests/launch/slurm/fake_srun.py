@@ -1,7 +1,7 @@
 """An srun for tests: starts the command once for each node of --nodelist, here, and carries stdin to all of them.
 
 A JSON file named by FAKE_SRUN says what is special: {"env": {node: {…}}, "cwd": {node: folder}, "silent": [nodes],
-"dead": [nodes], "dead_s": seconds, "seen": file}. A silent node never starts Python; a dead one cannot be started, and ends the
+"dead": [nodes], "dead_s": seconds, "broken": [nodes], "refused": text, "seen": file}. A silent node never starts Python; a dead one cannot be started, and ends the
 step for all after `dead_s`, in srun's words. The options and the environment are written to the file `seen`.
 """
 
@@ -25,9 +25,16 @@ def main() -> int:
             json.dump(
                 {"options": options, "env": {k: v for k, v in os.environ.items() if k.startswith("SLURM")}}, stream
             )
+    if "refused" in special:
+        print(special["refused"], file=sys.stderr, flush=True)
+        return 1
     children = []
     for node in nodes:
         if node in special.get("dead", []):
+            continue
+        if node in special.get("broken", []):
+            print(f"slurmstepd-{node}: error: execve(): python: No such file or directory", file=sys.stderr)
+            print(f"srun: error: {node}: task 1: Exited with exit code 2", file=sys.stderr, flush=True)
             continue
         what = ["sleep", "600"] if node in special.get("silent", []) else command
         environment = {

@@ -88,6 +88,7 @@ def test_the_jobs_shape_does_not_shape_the_step(
     seen = json.loads(Path(special["seen"]).read_text())
     assert {"--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--nodelist=n1", "--overlap"} <= set(seen["options"])
     assert seen["env"].get("SLURM_JOB_ID") == "17"
+    assert not any(option.startswith("--gres") for option in seen["options"])
     assert not {"SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_EXPORT_ENV"} & set(seen["env"])
 
 
@@ -102,7 +103,10 @@ def test_a_silent_node_is_missing_in_time(fly: Fly, special: dict[str, Any]) -> 
     found = fly(within_s=2.5)
     assert (found.came, found.missing, found.sick) == (("n1", "n3"), ("n2",), {})
     assert time.monotonic() - began < 30, "it must not wait for a node that is not there"
-    assert not found.good and found.blamed() == {"n2": ("roll_call_missing", "was not heard in the preflight")}
+    assert not found.good
+    kind, why = found.blamed()["n2"]
+    assert kind == "roll_call_missing" and why.startswith("was not heard in ") and set(found.blamed()) == {"n2"}
+    assert any(line.startswith("missing  n2  was not heard") for line in found.lines())
     assert _alive("preflight_node") == []
 
 
@@ -113,6 +117,35 @@ def test_a_node_on_which_nothing_starts_is_the_only_one_missing(fly: Fly, specia
     assert found.missing == ("n3",)
     assert "failed on node n3" in " ".join(found.facts["said"])
     assert found.seconds < 30
+    assert found.blamed() == {
+        "n3": ("roll_call_missing", "nothing could be started there (Communication connection failure)")
+    }
+
+
+def test_a_node_whose_python_does_not_run_is_known_at_once(fly: Fly, special: dict[str, Any]) -> None:
+    special["broken"] = ["n2"]
+    found = fly(within_s=60)
+    assert found.missing == ("n2",) and found.seconds < 30
+    assert found.blamed() == {"n2": ("roll_call_missing", "Python did not run there (exited with exit code 2)")}
+
+
+def test_a_step_that_the_scheduler_refuses_is_no_nodes_fault(fly: Fly, special: dict[str, Any]) -> None:
+    special["refused"] = "srun: error: Unable to create step for job 17: Requested nodes are busy"
+    found = fly(within_s=60)
+    assert found.missing == tuple(NODES) and found.seconds < 30
+    assert found.blamed() == {} and not found.good
+    assert special["refused"] in found.facts["said"]
+
+
+def test_a_warning_to_all_steps_does_not_end_it(fly: Fly, special: dict[str, Any], tmp_path: Path) -> None:
+    code = (
+        "import os, signal, threading, time\ndef warn():\n"
+        "    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL: time.sleep(0.01)\n"
+        "    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM): os.kill(os.getpid(), number)\n"
+        "threading.Thread(target=warn, daemon=True).start()\n"
+    )
+    special["env"] = {"n1": _site(tmp_path, code)}
+    assert fly(nodes=["n1", "n2"], needs=PreflightNeeds(disk_gb=0.0, shm_gb=0.0)).good
 
 
 def test_another_environment_is_named_with_both_values(fly: Fly, special: dict[str, Any], tmp_path: Path) -> None:
@@ -245,9 +278,10 @@ def test_command_outside_of_a_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_gpus_that_are_not_there(fly: Fly) -> None:
+def test_gpus_that_are_not_there(fly: Fly, special: dict[str, Any]) -> None:
     found = fly(nodes=["n1"], needs=PreflightNeeds(gpus=2, matrix=False, pairs=False, disk_gb=0.0, shm_gb=0.0))
     assert "torch sees 0 GPUs, 2 were asked for" in found.sick["n1"]
+    assert "--gres=gpu:2" in json.loads(Path(special["seen"]).read_text())["options"]
 
 
 @pytest.mark.slow

@@ -87,6 +87,19 @@ def test_a_node_that_is_gone_is_named_and_nobody_waits(flights: Flights, acciden
     cluster.testbench("node", "node3", "plug" if accident == "unplug" else "slurmd-start")
 
 
+def test_a_node_without_this_python(flights: Flights) -> None:
+    """Its folder of programs was not staged there: known at once, and not after a minute of waiting."""
+    place = str(Path(sys.prefix) / "bin")
+    flights.cluster.on("node2", ["mount", "-t", "tmpfs", "tmpfs", place])
+    try:
+        code, facts, lines = flights.fly()
+    finally:
+        flights.cluster.on("node2", ["umount", place])
+    assert code == 1 and set(_of(lines, "missing")) == {"node2"}
+    assert "Python did not run there" in _of(lines, "missing")["node2"]
+    assert "No such file or directory" in " ".join(facts["said"])
+
+
 def test_a_node_with_other_code(flights: Flights, tmp_path: Path) -> None:
     stale = tmp_path / "loop.py"
     stale.write_text("# an older view\n")
