@@ -151,7 +151,14 @@ def read_status(
 
 
 def _jobs(chain: Chain) -> dict[str, dict[str, Any]]:
-    return dict(chain.jobs().get("jobs", {}))
+    """The jobs that were submitted, each after those that it needs."""
+    left: dict[str, dict[str, Any]] = dict(chain.jobs().get("jobs", {}))
+    found: dict[str, dict[str, Any]] = {}
+    while left:
+        ready = [name for name, job in left.items() if not set(job.get("after", ())) & set(left)]
+        name = ready[0] if ready else next(iter(left))  # a circle can only be a damaged file
+        found[name] = left.pop(name)
+    return found
 
 
 def _last_link(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -81,7 +81,7 @@ def tree(jobs: Sequence[JobStatus]) -> list[tuple[str, str]]:
     """For each job (the stems before its name, the stems before lines below it): a job hangs under the last that it
     needs."""
     names = [job.name for job in jobs]
-    parents = [max((names.index(n) for n in job.after if n in names), default=-1) for job in jobs]
+    parents = [max((names.index(n) for n in job.after if n in names[:i]), default=-1) for i, job in enumerate(jobs)]
     found: list[tuple[str, str]] = []
     for number, parent in enumerate(parents):
         if parent < 0:

@@ -27,7 +27,7 @@ class Recorded:
 
     def jobs(self, jobs: Mapping[str, Mapping[str, Any]] = JOBS) -> Recorded:
         told = {"format": 1, "cluster": "lab", "run": str(self.run), "arguments": [], "submitted_at": self.epoch}
-        self._write("chain/jobs.json", json.dumps({**told, "jobs": jobs}))
+        self._write("chain/jobs.json", json.dumps({**told, "jobs": jobs}, sort_keys=True))  # as write_json does
         return self
 
     def stop(self, **ids: str) -> Recorded:

@@ -70,7 +70,7 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     assert "finetune: waits → cancelled: cancelled outside rumpun" in said
     assert "eval: waits → never started: finetune did not end well" in said
     assert said.splitlines()[-1].endswith(
-        "all jobs have ended: prepare done, pretrain done, pairs done, finetune cancelled, eval never started, export never started"
+        "all jobs have ended: prepare done, pairs done, pretrain done, finetune cancelled, eval never started, export never started"
     )
 
 
