@@ -1,8 +1,8 @@
 """How long the next step and a save may take: so that no step is begun that cannot be saved before a deadline.
 
 Promise: as long as no step takes more than `SLACK` times the longest recent one, and no save more than `SLACK` times
-the last one, everything that was done is saved before the deadline. The answer is given in the middle of a step, where
-the ranks exchange the loss: what is left of that step, the whole next one, and the save after it must fit.
+the one before it, everything that was done is saved before the deadline. The answer is given in the middle of a step,
+where the ranks exchange the loss: what is left of that step, the whole next one, and the save after it must fit.
 """
 
 from __future__ import annotations
@@ -70,13 +70,10 @@ class Pace:
         if seconds is not None:
             self._save_s = seconds
 
-    @property
-    def save_s(self) -> float:
-        """What a save may take: `SLACK` times the last one, or a guess by its size."""
-        return self._guess_s if self._save_s is None else SLACK * self._save_s
-
     def needed_s(self, *, saving_s: float | None = None, due: bool = False) -> float:
         """Seconds from now, inside a step, until one more step after it would be saved.
+
+        Each step and each save may take `SLACK` times as long as the one before it.
 
         Args:
             saving_s: for how long a save has been in flight, None where none is: the next one waits for it.
@@ -86,10 +83,16 @@ class Pace:
         known = max(self._steps) if self._steps else self._first_s
         longest = max(elapsed, known or 0.0)
         rest = max(0.0, SLACK * longest - elapsed) if known is not None else (SLACK - 1) * elapsed
-        before = self.save_s if due else 0.0
+        following = SLACK * SLACK * longest
+        save = self._guess_s / SLACK if self._save_s is None else self._save_s
+        saves = 0.0
         if saving_s is not None:
-            before += max(0.0, self.save_s - saving_s)
-        return rest + SLACK * longest + before + self.save_s
+            save *= SLACK
+            saves += max(0.0, save - saving_s)
+        if due:
+            save *= SLACK
+            saves += save
+        return rest + following + saves + SLACK * save
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it, as JSON values: the next start saves to the same storage."""
