@@ -139,11 +139,11 @@ class Slurm(ClusterFacts):
             if pause is None:
                 raise silent(answer)
             self._sleep(pause)
-        job = answer.out.strip().splitlines()[-1].partition(";")[0] if answer.out.strip() else ""
-        if not job.isdigit():
-            raise UserError(
-                f"sbatch printed {answer.out.strip()[:80]!r}", "should print a job's number", "run it by hand"
-            )
+        numbers = re.findall(r"^(\d+)(?:;.*)?$", answer.out.strip(), re.MULTILINE)  # a site's wrapper may greet first
+        if not numbers:
+            said = " ".join(answer.out.split())[:80]
+            raise UserError(f"sbatch printed {said!r}", "is no job's number", "see squeue, and run it by hand")
+        job = numbers[-1]
         if sent > 1:  # a request that was given up may have been served all the same, behind this one
             self.cancel([other for other in self._arrived(script, since, looks=1) if other != job])
         return self._remember(job)
@@ -234,8 +234,15 @@ class Slurm(ClusterFacts):
             return []
         bases = ",".join(dict.fromkeys(job.partition("_")[0] for job in ids))
         command = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", f"--jobs={bases}"]
-        answer = self._once([*command, f"--format={','.join(ACCOUNT_FIELDS)}"], self._timeout_s, times=True)
-        return from_accounting(answer.out.splitlines()) if answer.code == 0 else []
+        fields = list(ACCOUNT_FIELDS)
+        while True:
+            answer = self._once([*command, f"--format={','.join(fields)}"], self._timeout_s, times=True)
+            if answer.code == 0:
+                return from_accounting(answer.out.splitlines(), fields)
+            unknown = re.search(r'[Ii]nvalid field requested: "(\w+)"', answer.text)  # of an older release
+            if unknown is None or unknown[1] not in fields:
+                return []
+            fields.remove(unknown[1])
 
     def runs_of(self, id: str) -> list[JobState]:
         """Every run of a job as accounting tells it, oldest first; empty where accounting is switched off."""

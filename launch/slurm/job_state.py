@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -143,35 +143,36 @@ def from_queue(lines: Iterable[str]) -> list[JobState]:
     return found
 
 
-def from_accounting(lines: Iterable[str]) -> list[JobState]:
-    """Every run of every job that sacct printed (ACCOUNT_FIELDS, --parsable2, -D), in its order, restarts counted."""
+def from_accounting(lines: Iterable[str], fields: Sequence[str] = ACCOUNT_FIELDS) -> list[JobState]:
+    """Every run of every job that sacct printed (--parsable2, -D), in its order, restarts counted.
+
+    Args:
+        fields: what each line holds, the name last; a field that a release lacks may be missing.
+    """
     found: list[JobState] = []
     for line in lines:
-        cells = line.rstrip("\n").split("|", len(ACCOUNT_FIELDS) - 1)
-        if len(cells) < len(ACCOUNT_FIELDS):
+        cells = line.rstrip("\n").split("|", len(fields) - 1)
+        told = dict.fromkeys(ACCOUNT_FIELDS, "") | dict(zip(fields, map(str.strip, cells), strict=False))
+        if len(cells) < len(fields) or not told["jobidraw"].isdigit():
             continue
-        raw, shown, state, *times, partition, nodes, code, reason, name = (cell.strip() for cell in cells)
-        if not raw.isdigit():
-            continue
-        base, _, task = shown.partition("_")
-        job = f"{base}_{task}" if task.isdigit() else raw
-        submitted, eligible, started, ends = map(time_of, times)
+        base, _, task = told["jobid"].partition("_")
+        job = f"{base}_{task}" if task.isdigit() else told["jobidraw"]
         # a number is used again after the scheduler's state was lost: a former job of another name is another job
-        restarts = sum(run.id == job and run.name == name for run in found)
+        restarts = sum(run.id == job and run.name == told["jobname"] for run in found)
         found.append(
             JobState(
                 id=job,
-                name=name,
-                state=plain_state(state),
-                reason="" if reason.lower() in _NOTHING else reason,
-                nodes=_nodes(nodes),
-                submitted=submitted,
-                eligible=eligible,
-                started=started,
-                ends=ends,
+                name=told["jobname"],
+                state=plain_state(told["state"]),
+                reason="" if told["reason"].lower() in _NOTHING else told["reason"],
+                nodes=_nodes(told["nodelist"]),
+                submitted=time_of(told["submit"]),
+                eligible=time_of(told["eligible"]),
+                started=time_of(told["start"]),
+                ends=time_of(told["end"]),
                 restarts=restarts,
-                partition=partition,
-                exit_code=code or None,
+                partition=told["partition"],
+                exit_code=told["exitcode"] or None,
             )
         )
     return found

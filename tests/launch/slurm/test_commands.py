@@ -95,6 +95,14 @@ def test_submitting_passes_words_as_they_are(fake: FakeSlurm, script: Path) -> N
     assert fake.given("sbatch") == ["--parsable", "--comment=a b; c", str(script), *words]
 
 
+def test_a_wrapper_that_greets_hides_no_number(fake: FakeSlurm, script: Path) -> None:
+    fake.says("sbatch", "-- Welcome, 3 nodes are free --\n--> Verifying valid submit host...OK\n17\n")
+    assert Slurm().submit(script, tested=True) == "17"
+    fake.says("sbatch", "thank you\n")
+    with pytest.raises(UserError, match="is no job's number"):
+        Slurm().submit(script, tested=True)
+
+
 def test_submitting_asks_first(fake: FakeSlurm, script: Path) -> None:
     fake.cluster().says("sbatch", err=WILL, call=1)
     fake.says("sbatch", "12\n", call=2)
@@ -356,6 +364,14 @@ def test_every_run_of_a_job_without_a_former_job_of_its_number(fake: FakeSlurm) 
     fake.says("sacct", "".join(rows))
     assert [(run.state, run.restarts) for run in Slurm().runs_of("12")] == [("PREEMPTED", 0), ("RUNNING", 1)]
     assert "--duplicates" in fake.given("sacct")
+
+
+def test_a_field_that_an_older_release_lacks_is_left_out(fake: FakeSlurm) -> None:
+    fake.says("sacct", err='sacct: error: Invalid field requested: "reason"\n', code=1, call=1)
+    fake.says("sacct", accounted("12", "FAILED", name="a|b").replace("|None|", "|"), call=2)
+    run = Slurm().runs_of("12")[0]
+    assert (run.state, run.reason, run.name, run.exit_code) == ("FAILED", "", "a|b", "0:0")
+    assert "reason" not in fake.given("sacct")[-1]
 
 
 # ---- changing --------------------------------------------------------------------------------------------------------
