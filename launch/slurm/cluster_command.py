@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_prep.errors import UserError
+from launch.slurm.nodes_command import nodes_command
 
 if TYPE_CHECKING:
     from launch.slurm.learn import Learned
 
 cluster_app = typer.Typer(help="Cluster profiles: what jobs ask for, and why.", no_args_is_help=True)
+cluster_app.command("nodes")(nodes_command)
 
 ClusterName = Annotated[str, typer.Argument(metavar="NAME", help="of the profile, as in slurm/clusters/NAME.toml")]
 

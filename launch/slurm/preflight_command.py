@@ -18,6 +18,9 @@ def preflight_command(
         list[Path] | None,
         typer.Option("--folder", metavar="DIR", help="a folder that all nodes must share; may be repeated"),
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="NAME", help="a profile: its interface, scratch folder and GPUs")
+    ] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", metavar="N", help="GPUs a node, if not the job's")] = None,
     interface: Annotated[
         str | None, typer.Option("--interface", metavar="NAME", help="the network interface that ranks will use")
@@ -33,6 +36,7 @@ def preflight_command(
 
     from launch.slurm.preflight import PreflightNeeds, run_preflight
     from launch.slurm.preflight_facts import node_name
+    from launch.slurm.profile import load_profile
 
     if within_s <= 0:
         raise UserError(f"--within {within_s:g}", "must be above 0", "give seconds, e.g. --within 60")
@@ -45,7 +49,10 @@ def preflight_command(
             raise UserError(
                 f"SLURM_JOB_NODELIST = {job}", f"is not understood ({answer.stderr.strip()})", "run it within a job"
             )
-    needs = PreflightNeeds(gpus=_gpus_here(inside=bool(job)) if gpus is None else gpus, interface=interface)
+    profile = load_profile(cluster)
+    if gpus is None:
+        gpus = profile.gpus_per_node if job and cluster else _gpus_here(inside=bool(job))
+    needs = PreflightNeeds(gpus=gpus, interface=interface or profile.interface, scratch=_scratch(profile.scratch))
     result = run_preflight(
         nodes=nodes,
         folders=[path.expanduser().absolute() for path in folder or []],
@@ -60,6 +67,12 @@ def preflight_command(
     for line in result.facts.get("said", []):
         typer.echo(f"         {line}")
     raise typer.Exit(0 if result.good else SICK)
+
+
+def _scratch(place: str | None) -> str | None:
+    """The profile's node-local folder where this job's variables in it have values; what has none is not looked at."""
+    found = os.path.expandvars(place) if place else None
+    return None if found and "$" in found else found
 
 
 def _gpus_here(*, inside: bool) -> int:
