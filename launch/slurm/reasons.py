@@ -119,9 +119,11 @@ def waiting(reason: str, *, id: str, after: Sequence[str] = (), states: Mapping[
     if found is None:
         return "waits; the scheduler has not said why yet"
     if reason.strip("()") == "Dependency" and after:
-        states = states or {}
-        doing = [f"{name} ({states[name]})" if states.get(name) else name for name in after]
-        return f"waits for {' and '.join(doing)}"
+        doing = {name: (states or {}).get(name, "") for name in after}
+        open_ones = [name for name in after if doing[name] != "done"] or after
+        # that the other one waits too is to be seen in its own line
+        said = [name if doing[name] in ("", "waits") else f"{name} ({doing[name]})" for name in open_ones]
+        return f"waits for {' and '.join(said)}"
     return f"{found.meaning}. {_capital(found.advice.format(id=id))}"
 
 

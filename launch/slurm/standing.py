@@ -28,17 +28,17 @@ def standing(
     stop: str | None,
     after: Mapping[str, str],
     complete: bool,
-    resubmitted: bool,
 ) -> tuple[str, str]:
     """(state in a word, why) of a job.
 
     Args:
-        link: the events of its newest link. state: what the scheduler says, None where it was not asked.
+        link: the events of its newest start, empty where that has not written any.
+        state: what the scheduler says, None where it was not asked.
         id: its own now. stop: why we asked it to end. after: the jobs that it needs, with their states in words.
-        complete: whether all its stages are built. resubmitted: the newest link is of an earlier submission.
+        complete: whether all its stages are built.
     """
-    end = {} if resubmitted else event_of(link, "end")
-    begun = bool(link) and not resubmitted
+    end = event_of(link, "end")
+    begun = bool(link)
     wrong = [name for name, word in after.items() if word in _BAD]
     if end.get("outcome") == "done":
         return "done", ""
@@ -74,6 +74,9 @@ def _active(
 def _ended(end: Mapping[str, Any], state: JobState | None, stop: str | None) -> tuple[str, str]:
     """A link that wrote its own end, and nothing of the job is in the queue."""
     outcome, goes_on = end.get("outcome"), plain(end.get("next") or "none", 40)
+    goes_on = {"requeue": "a requeue", "requeued": "a requeue", "array": "the next link of its array"}.get(
+        goes_on, goes_on
+    )
     reason = first_line(end.get("reason") or outcome or "")
     if outcome == "stopped" and stop is not None:
         return "cancelled", "cancelled; what was done is saved" if stop == "cancelled" else "stopped to be resized"

@@ -192,20 +192,24 @@ def _job(
 ) -> JobStatus:
     events = chain.events(name)
     link = _last_link(events)
-    begin = event_of(link, "begin")
     id = _id_now(job, events)
     state = None if states is None else states.get(id)
+    resubmitted = _resubmitted(job, link, id)
+    if resubmitted or (state is not None and state.restarts > int(event_of(link, "begin").get("restart") or 0)):
+        link = ()  # a newer start of the job has not written anything yet
+    begin = event_of(link, "begin")
     stages = tuple(map(str, job.get("stages", ())))
     done = tuple(stage for stage in stages if (chain.run / stage / "stage.json").exists())
     after = tuple(map(str, job.get("after", ())))
     stopped = chain.stopped(id) if chain.stop_file.exists() else None
     word, why = standing(
         link, state, id=id, stop=stopped, after={n: before[n].state for n in after if n in before},
-        complete=bool(stages) and len(done) == len(stages), resubmitted=_resubmitted(job, link, id),
+        complete=bool(stages) and len(done) == len(stages),
     )  # fmt: skip
     running = word in ("running", "ending")
     phase = next((s for s in stages if s in PHASES), None)
-    began = event_of(link, "ranks").get("time") if running else None
+    # what an earlier start wrote says nothing of the pace of this one
+    began = float(event_of(link, "ranks").get("time", math.inf)) if running else None
     progress = None if phase is None else _progress(chain.run, phase, began, now)
     limit = state.ends if state is not None and state.ends else begin.get("end_limit")
     eta_s, more_links = (None, 0) if not running else _eta(progress, link, limit, now)
@@ -252,7 +256,6 @@ def _progress(run: Path, phase: str, began: float | None, now: float) -> Progres
     if not records:
         return Progress(phase, finished=True) if finished else None
     timed = [r for r in records[-_RECENT:] if isinstance(r.get("time"), (int, float)) and r["time"] >= (began or 0.0)]
-    # a record of an earlier start says nothing of the pace of this one
     apart = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(timed) if b["step"] > a["step"]]
     pace = None
     if apart:

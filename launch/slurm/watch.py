@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from launch.slurm.logs import ending, newest_failure
 from launch.slurm.plain import plain
-from launch.slurm.status import RunStatus
+from launch.slurm.status import JobStatus, RunStatus
 from launch.slurm.status_lines import lines_of, states_of
 from train.exit_codes import DEFECT, DONE, INTERRUPTED, STOPPED
 
@@ -110,7 +110,7 @@ def _plain(run: Path, look: Callable[[], RunStatus], console: Console, sleep: Ca
     failures = _Failures(run, status)
     for drawn in lines_of(status, now=time.time(), width=10_000):
         console.print(drawn, soft_wrap=True)
-    told = {job.name: (job.state, job.why, job.stage) for job in status.jobs}
+    told = {job.name: _told(job) for job in status.jobs}
     stepped: dict[str, tuple[int, float]] = {}
     while not status.ended:
         sleep(LOOK_EVERY_S)
@@ -118,7 +118,7 @@ def _plain(run: Path, look: Callable[[], RunStatus], console: Console, sleep: Ca
         for line in failures.new(status):
             console.print(Text(line), soft_wrap=True)
         for job in status.jobs:
-            now = (job.state, job.why, job.stage)
+            now = _told(job)
             if told.get(job.name) != now:
                 told[job.name] = now
                 what = f"{job.state}{f', at {job.stage}' if job.stage else ''}{f': {job.why}' if job.why else ''}"
@@ -137,6 +137,11 @@ def _plain(run: Path, look: Callable[[], RunStatus], console: Console, sleep: Ca
     console.print(Text(f"{_clock()} all jobs have ended: {', '.join(f'{n} {s}' for n, s in states_of(status).items())}"
                        if status.jobs else "no jobs to follow"), soft_wrap=True)  # fmt: skip
     return exit_code(status)
+
+
+def _told(job: JobStatus) -> tuple[str, str, str]:
+    """What makes a new line when it changes: not what the jobs do that this one waits for."""
+    return job.state, "" if job.why.startswith("waits for ") else job.why, job.stage
 
 
 def _clock() -> str:
