@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,19 +27,15 @@ def new_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     if lacks := why_not():
         pytest.skip(f"no SLURM cluster here: {lacks}")
     sweep_abandoned()
-    made: list[Cluster] = []
+    with ExitStack() as purges:  # each is tried, whatever becomes of the others
 
-    def bring_up(*options: str) -> Cluster:
-        cluster = Cluster(free_folder(), tmp_path_factory.mktemp("cluster"))
-        made.append(cluster)
-        cluster.up(*options)
-        return cluster
+        def bring_up(*options: str) -> Cluster:
+            cluster = Cluster(free_folder(), tmp_path_factory.mktemp("cluster"))
+            purges.callback(cluster.purge)
+            cluster.up(*options)
+            return cluster
 
-    try:
         yield bring_up
-    finally:
-        for cluster in made:
-            cluster.purge()
 
 
 @pytest.fixture(scope="session")

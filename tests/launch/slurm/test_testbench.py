@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 
 import pytest
-from real_cluster import Cluster
+from real_cluster import SCRIPT, Cluster
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,8 @@ def test_lost_but_living_node_keeps_its_rank_until_it_is_back(cluster: Cluster, 
 
 
 def test_preempted_job_is_warned_and_runs_again(cluster: Cluster) -> None:
-    rank = "trap 'echo warned' TERM; echo began; sleep 600 & wait; sleep 600"
+    # SIGTERM may come twice, and to the children of a rank too
+    rank = "trap 'echo warned; trap : TERM' TERM; echo began; while :; do sleep 0.5; done"
     low = cluster.sbatch(f'srun sh -c "{rank}"', "-p", "low", "-N4", "--exclusive")
     cluster.wait_for("its ranks", lambda: cluster.output(low).count("began") == 4)
     high = cluster.sbatch("sleep 1", "-p", "high", "-N4", "--exclusive")
@@ -125,3 +128,19 @@ def test_settings_of_a_bench(new_bench: Callable[..., Cluster]) -> None:
     bench.wait_for_state(job, "RUNNING")
     bench.crash("node2")
     bench.wait_for_state(job, "NODE_FAIL")
+
+
+def test_commands_of_the_readme_run(cluster: Cluster, new_bench: Callable[..., Cluster]) -> None:
+    readme = (SCRIPT.parent / "README.md").read_text()
+    block = readme.split("```")[1].replace("sudo ", "")
+    (cluster.scratch / "job.sh").write_text("#!/bin/sh\nsrun hostname\nscontrol ping\n")
+    lines = [f"rumpun() {{ shift; '{SCRIPT}' \"$@\"; }}", "set -ex", block, f"! [ -e {cluster.scratch}/bench ]"]
+    where = {"RUMPUN_TESTBENCH": str(cluster.scratch / "bench"), "PATH": os.environ["PATH"]}
+    told = cluster.run(["bash", "-c", "\n".join(lines)], env=where, timeout_s=240)
+    assert "Submitted batch job 1" in told.stdout
+    for line in re.findall(r"^\| [^|]+ \| `(--[^`]+)`", readme, flags=re.MULTILINE):
+        bench = new_bench(
+            "--nodes", "1", *(["--accounting", "no"] if "--accounting" not in line else []), *line.split()
+        )
+        bench.run(["srun", "true"])
+        bench.purge()
