@@ -6,6 +6,7 @@ that nothing of a run runs twice; a refusal in the middle cancels what was submi
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from launch.slurm.profile import ClusterProfile
 
 RESIZED = "resized"
+_PASSED_OVER = re.compile(r"#SBATCH --exclude=|\s+--set slurm\.(nodes|tasks_per_node|time_min)=")
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,10 @@ def _moved(job: Job) -> dict[str, Any]:
 
 
 def _essence(text: str) -> list[str]:
-    """A script without its comments, and without the nodes to avoid: they do not make another job of it."""
-    lines = (line for line in text.splitlines() if line.startswith("#SBATCH") or not line.startswith("#"))
-    return [line for line in lines if line and not line.startswith("#SBATCH --exclude=")]
+    """A script without its comments and without what does not make another job of it: the nodes to avoid, and the shape
+    of training jobs among the arguments (their own directives say it)."""
+    lines = [line for line in text.splitlines() if line.startswith("#SBATCH") or not line.startswith("#")]
+    return [line.rstrip(" \\") for line in lines if line and not _PASSED_OVER.match(line)]
 
 
 def _check_settings(prepared: Prepared, decisions: Iterable[Decision], states: Mapping[str, JobState]) -> None:
