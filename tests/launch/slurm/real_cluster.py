@@ -89,8 +89,8 @@ class Cluster:
         """Its state now, e.g. PENDING; GONE where the controller does not know it."""
         return self.show(job).get("JobState", "GONE")
 
-    def wait_for_state(self, job: str, states: str | Collection[str], within: float = 60.0) -> str:
-        """Wait until the job is in one of the states, at most `within` seconds; returns the state.
+    def wait_for_state(self, job: str, states: str | Collection[str], within: float = 120.0) -> str:
+        """Wait until the job is in one of the states, at most `within` seconds (a busy machine takes its time); returns the state.
 
         Raises:
             AssertionError: it is not; with the job's record and output.
@@ -103,7 +103,7 @@ class Cluster:
             time.sleep(0.1)
         return state
 
-    def wait_for(self, what: str, happened: Callable[[], bool], within: float = 60.0) -> None:
+    def wait_for(self, what: str, happened: Callable[[], bool], within: float = 120.0) -> None:
         """Wait until `happened()` is true, at most `within` seconds.
 
         Raises:
@@ -126,7 +126,7 @@ class Cluster:
         if noticed:
             self.wait_for_loss(node)
 
-    def wait_for_loss(self, node: str, within: float = 60.0) -> None:
+    def wait_for_loss(self, node: str, within: float = 120.0) -> None:
         """Wait until SLURM has given the node up."""
         self.wait_for(f"{node} down", lambda: self.node_state(node).startswith("down"), within)
 
