@@ -263,7 +263,8 @@ def _stage_shape(recipe: Recipe, profile: ClusterProfile, *, asks_gpu: bool, exc
     cores = _STAGE_CPUS
     if not recipe.slurm.fan_out and recipe.fanout.kind == "local":
         workers = recipe.fanout.workers
-        cores = workers * recipe.fanout.threads_per_worker if workers else _STAGE_CPUS_MOST
+        most = _STAGE_CPUS_MOST if profile.cpus_per_node else _STAGE_CPUS  # an unknown node may have few
+        cores = workers * recipe.fanout.threads_per_worker if workers else most
     if profile.cpus_per_node:
         cores = min(cores, profile.cpus_per_node)
     memory = recipe.slurm.memory_gb

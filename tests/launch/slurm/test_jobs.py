@@ -127,6 +127,19 @@ def test_jobs_without_ranks_go_where_they_cost_less() -> None:
     assert all(job.shape.nodes == 1 for job in jobs.values() if not job.trains)
 
 
+def test_parts_that_do_not_go_out_take_more_cores() -> None:
+    def cores(profile: ClusterProfile, *overrides: str) -> int | None:
+        return the_jobs(profile, *overrides)["prepare"].shape.cpus_per_task
+
+    assert (cores(GPUS), cores(GPUS, "slurm.fan_out=false"), cores(ClusterProfile(), "slurm.fan_out=false")) == (
+        4,
+        16,
+        4,
+    )
+    assert cores(ClusterProfile(cpus_per_node=2)) == 2
+    assert cores(GPUS, "slurm.fan_out=false", "fanout.workers=6", "fanout.threads_per_worker=2") == 12
+
+
 def test_models_for_mining_want_a_gpu() -> None:
     recipe = the_recipe()
     recipe = recipe.model_copy(update={"truncate": recipe.truncate.model_copy(update={"probe": None})})
