@@ -32,10 +32,11 @@ from data_prep.errors import UserError
 from launch.inspect_command import inspect_command
 from launch.ledger_command import ledger_app
 from launch.slurm.cluster_command import cluster_app
+from launch.slurm.drill_command import drill_command
 from launch.slurm.history_command import history_command
+from launch.slurm.preflight_command import preflight_command
 from launch.slurm.status_command import logs_command, status_command, watch_command
 from launch.slurm.submit_command import cancel_command, submit_command
-from launch.slurm.preflight_command import preflight_command
 from launch.testbench import testbench_app
 from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
 
@@ -62,6 +63,7 @@ app.command("logs")(logs_command)
 app.command("history")(history_command)
 app.command("submit")(submit_command)
 app.command("cancel")(cancel_command)
+app.command("drill")(drill_command)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a .toml file, or the name of one in recipes/")]
 Overrides = Annotated[
