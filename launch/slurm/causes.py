@@ -124,10 +124,12 @@ def _stopped(events: Sequence[Mapping[str, Any]], end: Mapping[str, Any], state:
     left_s = float(limit) - float(end["time"]) if limit else math.inf
     if "time limit" in reason or state == "TIMEOUT" or ("USR" in reason and left_s < _NEAR_LIMIT_S):
         return "time limit"
-    if state == "REQUEUED" and end.get("next") not in ("requeue",):
+    if state == "REQUEUED" and end.get("next") != "requeue":
         return "requeued by hand"
-    if "TERM" in reason:
-        return "preempted or asked to end (SIGTERM)"
+    if (
+        "TERM" in reason
+    ):  # a job that requeues itself in the time that preemption leaves it is not accounted as preempted
+        return "preempted (SIGTERM)" if state == "REQUEUED" else "preempted or asked to end (SIGTERM)"
     return first_line(f"asked to stop ({reason})" if reason else "asked to stop", 120)
 
 

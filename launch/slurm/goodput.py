@@ -243,7 +243,7 @@ def link_intervals(
         elif kind == "stepping" and window is not None:
             window.stepping = event
         elif kind == "ranks_ended":  # what is done is committed next
-            marks.append((time, "save" if event.get("outcome") == "done" else "controller", ""))
+            marks.append((time, "save" if event.get("outcome") == "done" else "idle", ""))
         elif kind == "end":
             marks.append((time, "idle", ""))
     if window is not None:
@@ -284,6 +284,8 @@ def _train(
     usual = _usual(steps, phase.steps)
     first = steps[0].end - steps[0].seconds if steps else _first_step(window)
     if first is None:  # no step has ended
+        if not saved_all:
+            marks.append((window.begin, "lost", why))
         return
     first = min(max(first, window.begin), window.end)
     _start_up(window, first, marks)

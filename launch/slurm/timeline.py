@@ -159,9 +159,8 @@ def _link(
     if unknown:
         cause = "its files tell no end; it may still run"
     submitted, eligible, since = _handed_in(begin, run, id, before)
-    bounds = Bounds(
-        start, end, submitted=submitted, eligible=eligible, waited_since=since, running=runs_now and not end_event
-    )
+    going_on = (runs_now and not end_event) or unknown
+    bounds = Bounds(start, end, submitted=submitted, eligible=eligible, waited_since=since, running=going_on)
     return Link(
         job=job,
         id=id,
@@ -169,8 +168,8 @@ def _link(
         number=number,
         nodes=tuple(plain(node, 64) for node in begin.get("nodes") or getattr(run, "nodes", ()) or ()),
         start=start,
-        running=bounds.running,
-        outcome="" if bounds.running or unknown else str(end_event.get("outcome") or "killed"),
+        running=going_on and not unknown,
+        outcome="" if going_on else str(end_event.get("outcome") or "killed"),
         cause=cause,
         undone=_undone(start, end, events, phases),
         intervals=tuple(link_intervals(events, bounds, phases=phases, cause=cause)),

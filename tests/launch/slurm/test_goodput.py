@@ -318,6 +318,18 @@ def test_a_link_that_was_killed_loses_what_was_not_saved() -> None:
     assert lost.note == link.cause
 
 
+def test_a_start_that_fell_before_its_first_step_is_lost() -> None:
+    events = [
+        {"event": "ranks", "time": T0, "phase": "finetune"},
+        {"event": "ranks_ended", "time": T0 + 30, "phase": "finetune", "outcome": "failed", "reason": "a rank fell"},
+        {"event": "ranks", "time": T0 + 32, "phase": "finetune"},
+    ]
+    parts = link_intervals(events, Bounds(T0, T0 + 50, running=True), phases={})
+    assert [(part.kind, part.seconds, part.note) for part in parts] == [
+        ("lost", 30.0, "a rank fell"), ("idle", 2.0, ""), ("processes", 18.0, ""),
+    ]  # fmt: skip
+
+
 def test_a_rewind_sets_its_steps_aside() -> None:
     steps = [Step(n, T0 + n, 1.0) for n in range(1, 7)]
     phase = Phase([Start(T0, 0, 6, (2,), ((2, 4),))], steps)
