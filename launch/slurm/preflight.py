@@ -59,7 +59,7 @@ def run_preflight(
         with Step(flight.command(), nodes=nodes, token=flight.token, local=local, gpus=flight.needs.gpus) as step:
             flight.fly(step)
     finally:
-        look.stale_markers(folders, flight.token)
+        look.remove_marks(folders, flight.token)
     return flight.result()
 
 

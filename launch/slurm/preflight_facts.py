@@ -21,6 +21,7 @@ from typing import Any
 
 ROOMS = ("data_prep", "train", "eval", "launch")
 PACKAGES = ("rumpun", "torch", "transformers", "deepspeed", "numpy")
+OLD_S = 3600.0  # no preflight takes so long: marks that are older were left by one that was killed
 SEE_S = 3.0  # how long a file that another node wrote may stay unseen: network file systems look again within seconds
 _SIOCGIFADDR = 0x8915  # the ioctl that asks for an interface's IPv4 address
 
@@ -189,7 +190,7 @@ def foreign_load(window_s: float = 0.25) -> dict[str, Any]:
     return {"cpus": len(os.sched_getaffinity(0)), "busy": round(busy, 1), "top": [after[pid][1] for pid in top]}
 
 
-def matrix_cpu(*, windows: int = 4, window_s: float = 0.05, size: int = 384) -> list[float]:
+def matrix_cpu(*, windows: int = 3, window_s: float = 0.03, size: int = 384) -> list[float]:
     """GFLOP/s of one core at an fp32 matrix product: the best of several windows.
 
     By this thread's CPU time: a core that throttles shows, a neighbour that takes turns with it does not (that is what
@@ -218,11 +219,12 @@ def matrix_cpu(*, windows: int = 4, window_s: float = 0.05, size: int = 384) -> 
     return [round(best, 1)]
 
 
-def stale_markers(folders: Sequence[Path], token: str) -> None:
-    """Remove every file that a preflight left in the folders; what cannot be removed stays."""
+def remove_marks(folders: Sequence[Path], token: str) -> None:
+    """Remove every file that this preflight, or a killed one of long ago, left in the folders, as far as that goes."""
     for folder in folders:
         try:
-            for path in folder.glob(f".preflight-{token}*"):
-                path.unlink(missing_ok=True)
+            for path in folder.glob(".preflight-*"):
+                if token in path.name or time.time() - path.stat().st_mtime > OLD_S:
+                    path.unlink(missing_ok=True)
         except OSError:
             continue

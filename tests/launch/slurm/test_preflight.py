@@ -219,6 +219,17 @@ def test_a_node_that_hangs_is_named_with_where(
     assert _alive("preflight_node") == []
 
 
+def test_marks_of_a_killed_preflight_are_swept_those_of_another_stay(fly: Fly, tmp_path: Path) -> None:
+    place = tmp_path / "two at once"
+    place.mkdir()
+    old, new = place / ".preflight-old-n1", place / ".preflight-new-n1"
+    old.touch()
+    new.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert fly(nodes=["n1"], folders=[place]).good
+    assert list(place.iterdir()) == [new]
+
+
 def test_a_folder_that_no_node_has_is_no_nodes_fault(fly: Fly, tmp_path: Path) -> None:
     found = fly(folders=[tmp_path / "nowhere"])
     assert set(found.sick) == set(NODES)
@@ -291,3 +302,18 @@ def test_all_reduce_of_pairs(fly: Fly) -> None:
     assert found.good
     assert [pair["backend"] for pair in found.facts["pairs"] if "backend" in pair] == ["gloo"]
     assert all(pair["gb_per_s"] > 0 for pair in found.facts["pairs"])
+
+
+def test_a_node_leaves_when_its_controller_is_gone(tmp_path: Path) -> None:
+    """Even from a part that hangs: nothing of a preflight may outlive it on a node."""
+    ask = json.dumps({"gpus": 0, "matrix": False, "folders": {str(tmp_path): None}})
+    hang = _site(tmp_path, "import os, time\nos.fsync = lambda descriptor: time.sleep(600)\n")
+    command = [sys.executable, "-m", "launch.slurm.preflight_node", "token", ask]
+    with subprocess.Popen(
+        command, cwd=REPO, env={**os.environ, **hang}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as node:
+        assert node.stdout and node.stdin
+        while "folder" not in node.stdout.readline():
+            pass
+        node.stdin.close()
+        assert node.wait(30) == 0
