@@ -61,8 +61,29 @@ APART = (
     "tests/launch/test_pipeline.py",
     "tests/launch/test_history.py",
 )
-# Seconds of the groups that take long on two cores with nothing else to do; a wrong number costs time and nothing else.
-SECONDS: dict[str, float] = {"cluster": 900}
+# Seconds that groups take, two at a time on two cores; the others: 3 s a test. A wrong number costs time and nothing else.
+SECONDS: dict[str, float] = {
+    "cluster": 900,
+    "survival": 250,
+    "tests/test_readme.py": 130,
+    "tests/test_benchmarks.py::test_policies_are_mined_trained_and_scored_alike": 120,
+    "tests/launch/test_pipeline.py::test_kill_minus_nine_in_every_stage_ends_in_the_same_table": 100,
+    "invariance": 90,
+    "tests/launch/test_history.py::test_a_user_changes_only_the_resources": 80,
+    "tests/test_real_data.py": 80,
+    "tests/test_benchmarks.py::test_rumpun_trains_as_sentence_transformers_does": 70,
+    "tests/train/test_heartbeat.py": 60,
+    "tests/train/test_zero_state.py": 50,
+    "tests/test_benchmarks.py::test_a_real_model_is_finetuned_by_both": 45,
+    "tests/test_benchmarks.py::test_a_resumed_training_pays_for_checking_and_reading_its_checkpoint": 45,
+    "tests/test_benchmarks.py::test_all_ways_of_embedding_agree_and_the_cache_saves_what_it_knows": 45,
+    "tests/launch/test_pipeline.py::test_a_changed_value_rebuilds_exactly_what_depends_on_it": 40,
+    "tests/data_prep/neighbors/test_benchmark.py": 40,
+    "soak": 40,
+    "tests/train/history/test_checkpoint_crash.py": 35,
+    "tests/test_docs.py::test_every_step_of_a_page_runs-data-": 30,
+    "tests/test_docs.py::test_every_step_of_a_page_runs-mining-": 30,
+}
 
 
 def _group(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ from data_prep.files import read_json
 
 @pytest.mark.slow
 def test_the_real_recipe_runs_on_real_text(shared_data: Path, tmp_path: Path) -> None:
+    # the audit embeds every row of its file
+    audited = tmp_path / "audited.jsonl"
+    with gzip.open(shared_data / "pairs" / "news_title_article.jsonl.gz", "rt", encoding="utf-8") as rows:
+        audited.write_text("".join(islice(rows, 60)), encoding="utf-8")
     smaller = {
         "corpus.max_documents_per_file": "60",
         "pairs.max_pairs_per_file": "40",
@@ -20,6 +26,7 @@ def test_the_real_recipe_runs_on_real_text(shared_data: Path, tmp_path: Path) ->
         "tokenizer.vocab_size": "1000",
         "mine.max_documents": "200",
         "mine.max_queries": "100",
+        "mine.audit_pairs": f'["{audited}"]',
         "mine.policy.positive_min_score": "0.3",
         "base.random.hidden": "48",
         "base.random.layers": "2",

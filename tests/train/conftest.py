@@ -1,9 +1,11 @@
-"""The tiny world, made once."""
+"""The tiny world, and the process that forks ranks: each made once."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +17,12 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_world
 
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Any]:
+    """Starts ranks of test scripts; see forks.py."""
+    from forks import Forks
+
+    with Forks() as started:
+        yield started

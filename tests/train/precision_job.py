@@ -1,7 +1,8 @@
 """Thirty tiny updates of a weight of ones in bf16, for tests/train/test_precision.py.
 
-Run as `python -m torch.distributed.run … precision_job.py STAGE OUT`. The gradient is constant, so AdamW moves every
-element by the learning rate, 1e-4, in each step: a fortieth of the distance of bf16 numbers below 1.
+Run on each rank as `precision_job.py STAGE OUT`, by forks.py or `python -m torch.distributed.run`. The gradient is
+constant, so AdamW moves every element by the learning rate, 1e-4, in each step: a fortieth of the distance of bf16
+numbers below 1.
 """
 
 from __future__ import annotations

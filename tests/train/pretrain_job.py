@@ -1,7 +1,7 @@
 """Steps of pretraining on a rank, for tests/train/test_pretrain.py; rank 0 writes losses, gradients and weights.
 
-Run as `python -m torch.distributed.run … pretrain_job.py FOLDER OUT CASE…`; FOLDER holds what `tiny.py` makes and a
-CASE is `NAME=JSON` with the settings that differ from the tiny ones.
+Run on each rank as `pretrain_job.py FOLDER OUT CASE…`, by forks.py or `python -m torch.distributed.run`; FOLDER holds
+what `tiny.py` makes and a CASE is `NAME=JSON` with the settings that differ from the tiny ones.
 """
 
 from __future__ import annotations

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_updates_that_bf16_would_lose_add_up_in_the_master_copy(stage: int, tmp_path: Path) -> None:
+def test_updates_that_bf16_would_lose_add_up_in_the_master_copy(stage: int, forks: Any, tmp_path: Path) -> None:
     import torch
 
     script = Path(__file__).with_name("precision_job.py")
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *start, str(script), str(stage), str(tmp_path / "facts.json")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[2]), str(script.parent)])},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks.run(script, stage, tmp_path / "facts.json", ranks=2, log=tmp_path / "log")
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["dtype"] == "torch.float32"
     assert facts["min"] == pytest.approx(1 - 30e-4, abs=1e-6)

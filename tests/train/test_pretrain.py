@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,21 +23,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_job(folder: Path, out: Path, *, ranks: int, names: list[str]) -> dict[str, dict[str, Any]]:
+def run_job(forks: Any, folder: Path, out: Path, *, ranks: int, names: list[str]) -> dict[str, dict[str, Any]]:
     """Facts and gradients of the cases on `ranks` processes."""
     from safetensors.torch import load_file
 
     out.mkdir()
-    script = Path(__file__).with_name("pretrain_job.py")
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [sys.executable, *start, str(script), str(folder), str(out), *(f"{n}={json.dumps(CASES[n])}" for n in names)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[2]), str(script.parent)])},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    cases = [f"{name}={json.dumps(CASES[name])}" for name in names]
+    forks.run(Path(__file__).with_name("pretrain_job.py"), folder, out, *cases, ranks=ranks, log=out / "log")
     return {
         n: json.loads((out / f"{n}.json").read_text()) | {"gradients": load_file(out / f"{n}.safetensors")}
         for n in names
@@ -74,10 +63,12 @@ def reference(folder: Path, rows: list[int], *, z_loss: float = 0.0) -> tuple[fl
 
 
 @pytest.fixture(scope="module")
-def results(world_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Any]]]:
+def results(
+    forks: Any, world_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, dict[str, Any]]]:
     out = tmp_path_factory.mktemp("pretrain")
     wanted = {1: ["zero1", "zero3_recomputed"], 2: list(CASES), 3: ["zero1", "zero3"]}
-    return {r: run_job(world_folder, out / str(r), ranks=r, names=names) for r, names in wanted.items()}
+    return {r: run_job(forks, world_folder, out / str(r), ranks=r, names=names) for r, names in wanted.items()}
 
 
 @pytest.mark.slow

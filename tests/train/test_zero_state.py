@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +18,13 @@ ROUNDED = 1e-6  # relative difference of fp32 training on another number of rank
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with what each number of ranks wrote; all cases of a number share one start, which takes 10 s."""
+def runs(forks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what each number of ranks wrote; all cases of a number share one start."""
     root = tmp_path_factory.mktemp("zero")
-    script = Path(__file__).with_name("zero_job.py")
     for world in WORLDS:
         (root / str(world)).mkdir()
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        done = subprocess.run(
-            [sys.executable, *start, str(script), str(root / str(world))],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[2]), str(script.parent)])},
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout[-500:] + done.stderr[-5000:]
+        script = Path(__file__).with_name("zero_job.py")
+        forks.run(script, root / str(world), ranks=world, log=root / f"{world}.log", within_s=500)
     return root
 
 

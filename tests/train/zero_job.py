@@ -1,8 +1,9 @@
 """Training, refusing, saving and restoring on a rank, under every ZeRO stage, for tests/train/test_zero_state.py.
 
-Run as `python -m torch.distributed.run … zero_job.py OUT`, where OUT is named by the number of ranks and lies beside
-those of earlier starts, from which it goes on, too. OUT gets a safetensors file for each state, and `facts.json`. The
-model is so odd in its sizes that partitions cut parameters everywhere; the data of a step do not depend on the ranks.
+Run on each rank as `zero_job.py OUT`, by forks.py or `python -m torch.distributed.run`, where OUT is named by the number
+of ranks and lies beside those of earlier starts, from which it goes on, too. OUT gets a safetensors file for each state,
+and `facts.json`. The model is so odd in its sizes that partitions cut parameters everywhere; the data of a step do not
+depend on the ranks.
 """
 
 from __future__ import annotations

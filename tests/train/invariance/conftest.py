@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @pytest.fixture(scope="session")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def suite(forks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from invariance.suite import Suite
 
-    return Suite(tmp_path_factory.mktemp("invariance"))
+    return Suite(tmp_path_factory.mktemp("invariance"), forks)

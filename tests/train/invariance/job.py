@@ -1,8 +1,8 @@
 """What every rank of a process group runs for the invariance suite, one thing after another.
 
-Run as `python -m torch.distributed.run … tests/train/invariance/job.py FOLDER OUT [NAME]`; FOLDER holds what `suite.py`
-makes, NAME is a part of the name of what is to be run. Rank 0 writes `NAME.safetensors` (gradients) and `facts.json`
-(everything else) into OUT.
+Run on each rank as `job.py FOLDER OUT [NAME]`, by forks.py or `python -m torch.distributed.run`; FOLDER holds what
+`suite.py` makes, NAME is a part of the name of what is to be run. Rank 0 writes `NAME.safetensors` (gradients) and
+`facts.json` (everything else) into OUT.
 """
 
 from __future__ import annotations

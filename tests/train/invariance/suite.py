@@ -38,14 +38,22 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def run_world(folder: Path, out: Path, *, world: int, device: str = "cpu", only: str = "") -> dict[str, Any]:
+def run_world(
+    folder: Path, out: Path, *, world: int, device: str = "cpu", only: str = "", forks: Any = None
+) -> dict[str, Any]:
     """Run everything that is to be run on so many ranks. Returns the facts that rank 0 wrote; files are in `out`.
 
     Args:
         device: `cpu` runs over gloo even where there are GPUs; `cuda` over NCCL, one rank a GPU.
         only: part of the name of what is to be run; empty runs all.
+        forks: what starts the ranks (forks.py), on CPUs alone; None: torch.distributed.run, with imports of their own.
     """
     out.mkdir(parents=True, exist_ok=True)
+    job = TRAIN_TESTS / "invariance" / "job.py"
+    if forks is not None and device == "cpu":
+        started = time.perf_counter()
+        forks.run(job, folder, out, only, ranks=world, log=out / "log")
+        return {**read_json(out / "facts.json"), "seconds": time.perf_counter() - started}
     environment = {k: v for k, v in os.environ.items() if k != "DS_ACCELERATOR"} | {
         "PYTHONPATH": os.pathsep.join([str(TRAIN_TESTS.parents[1]), str(TRAIN_TESTS)]),
         "OMP_NUM_THREADS": "1",
@@ -56,7 +64,6 @@ def run_world(folder: Path, out: Path, *, world: int, device: str = "cpu", only:
     }
     if device == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    job = TRAIN_TESTS / "invariance" / "job.py"
     started = time.perf_counter()
     done = subprocess.run(
         [
@@ -109,8 +116,8 @@ def compare(loss: float, gradients: Mapping[str, Any], wanted: Mapping[str, Any]
 class Suite:
     """Runs of one test session, each made when it is first asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, forks: Any = None) -> None:
+        self._folder, self._forks = folder, forks
         self._inputs: Path | None = None
         self._worlds: dict[tuple[int, str], dict[str, Any]] = {}
         self.reference = cache(self._reference)
@@ -130,7 +137,9 @@ class Suite:
         """What the ranks of a world found."""
         key = (world, device)
         if key not in self._worlds:
-            self._worlds[key] = run_world(self.inputs, self.out(world, device), world=world, device=device)
+            self._worlds[key] = run_world(
+                self.inputs, self.out(world, device), world=world, device=device, forks=self._forks
+            )
         return self._worlds[key]
 
     def _reference(self, definition: tuple[tuple[str, str], ...]) -> dict[str, Any]:
