@@ -130,7 +130,7 @@ def test_what_a_script_asks_for(tmp_path: Path) -> None:
         "#SBATCH --nodes=2-4   # why\n"
         "#SBATCH -p low -t 1-02:00\n"
         "#SBATCH --comment='a # b'\n"
-        "\n# a comment\n#SBATCH --ntasks-per-node 4\n#SBATCH --cpus-per-task=3\n#SBATCH --gpus-per-node=a100:4\n"
+        "\n# a comment\n##SBATCH --nodes=7\n# #SBATCH --nodes=8\n#SBATCH --ntasks-per-node 4\n#SBATCH --cpus-per-task=3\n#SBATCH --gpus-per-node=a100:4\n"
         "#SBATCH --mem=64G\n#SBATCH --exclusive\n"
         "echo begin\n#SBATCH --nodes=9\n"
     )
