@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from launch.slurm.commands import JobState, Slurm
 
 CANCELLED = "cancelled"
+_RECENT = 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def cancel(run: Path, names: Sequence[str], slurm: Slurm, *, now: bool = False) 
             f"has no job {', '.join(names)}",
             f"its jobs are {', '.join(n for n in NAMES if n in entries)}",
         )
-    units = {name: ids_of(entry) for name, entry in entries.items() if name in chosen}
+    units = {name: recent_ids(entry) for name, entry in entries.items() if name in chosen}
     states = slurm.jobs([id for ids in units.values() for id in ids])
     active = {id: state for id, state in states.items() if state.active}
     if not active:
@@ -93,8 +94,13 @@ def cancel(run: Path, names: Sequence[str], slurm: Slurm, *, now: bool = False) 
 
 
 def ids_of(entry: Mapping[str, Any]) -> list[str]:
-    """The ids of a job of a chain, and of those before it, which may still be saving."""
+    """Every id that a job of a chain has had, the present one last."""
     return list(dict.fromkeys(str(id) for id in (*entry.get("former", ()), entry.get("id")) if id))
+
+
+def recent_ids(entry: Mapping[str, Any]) -> list[str]:
+    """Its id, and those before it that may still be saving."""
+    return ids_of(entry)[-_RECENT:]
 
 
 def _doing(run: Path, name: str, state: JobState) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, write_atomically
-from launch.slurm.cancel import ids_of
+from launch.slurm.cancel import ids_of, recent_ids
 from launch.slurm.chain import Chain
 from launch.slurm.directives import OUTPUT, directives, setup
 from launch.slurm.jobs import Job, jobs_of
@@ -41,6 +41,7 @@ class Prepared:
 
     Attributes:
         jobs: what is to do, each after those it waits for. texts: their scripts. stages: how many the recipe has.
+        former: the chain of the run as it was when this was judged.
     """
 
     order: Order
@@ -50,6 +51,7 @@ class Prepared:
     jobs: tuple[Job, ...]
     texts: Mapping[str, str]
     stages: int
+    former: Mapping[str, Any]
 
 
 @dataclass
@@ -103,6 +105,7 @@ def prepare(
     from launch.slurm.todo import stages_to_do
     from launch.stages import Workshop
 
+    former = Chain(order.run).jobs()
     recipe, source = load_recipe(order.recipe, order.overrides)
     profile = load_profile(order.cluster or recipe.slurm.cluster)
     if recipe.generate is not None and order.data is not None:
@@ -127,7 +130,7 @@ def prepare(
         for job in jobs
         if kind is None or job.name == kind.name
     }
-    return Prepared(order, recipe, source, profile, tuple(jobs), texts, len(stages))
+    return Prepared(order, recipe, source, profile, tuple(jobs), texts, len(stages), former)
 
 
 def _nodes_to_avoid(order: Order, recipe: Recipe, profile: ClusterProfile, slurm: Slurm) -> dict[str, str]:
@@ -149,12 +152,12 @@ def decide(prepared: Prepared, slurm: Slurm | None) -> list[Decision]:
     Raises:
         UserError: jobs of this run are in the queue with other settings; what a job needs is neither built nor there.
     """
-    entries = Chain(prepared.order.run).jobs().get("jobs", {})
-    states = slurm.jobs(sorted({id for e in entries.values() for id in ids_of(e)})) if slurm and entries else {}
+    entries = prepared.former.get("jobs", {})
+    states = slurm.jobs(sorted({id for e in entries.values() for id in recent_ids(e)})) if slurm and entries else {}
     found: dict[str, Decision] = {}
     for job in prepared.jobs:
         entry = entries.get(job.name, {})
-        active = {id: states[id] for id in ids_of(entry) if id in states and states[id].active}
+        active = {id: states[id] for id in recent_ids(entry) if id in states and states[id].active}
         decision = Decision(job)
         current = active.get(str(entry.get("id")))
         renewed = any(found[name].keep is None for name in job.after if name in found)
@@ -260,9 +263,30 @@ def submit(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm, *, h
     Raises:
         UserError: a job was refused: what was submitted before it is cancelled, and the chain is as it was.
     """
+    from launch.lock import RunLock
+
     order, chain = prepared.order, Chain(prepared.order.run)
     _claim(prepared, any(d.keep or d.ended for d in decisions))
-    before = chain.jobs()
+    with RunLock(chain.folder):
+        before = chain.jobs()
+        if before != prepared.former:
+            raise UserError(
+                f"run {order.run}", "was submitted by somebody else just now, or one of its jobs has just gone on",
+                "run the same command again",
+            )  # fmt: skip
+        _submit_all(prepared, decisions, slurm, chain, hold=hold)
+        # the new chain stands: now the jobs that it replaces may go, those first that would begin otherwise
+        for decision in reversed(decisions):
+            slurm.cancel(decision.waiting)
+        running = [id for decision in decisions for id in decision.running]
+        if running:
+            chain.stop(running, RESIZED)
+            slurm.cancel(running, pending_only=True)  # of an array, the links that wait
+            slurm.cancel(running, signal="USR1")
+
+
+def _submit_all(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm, chain: Chain, *, hold: bool) -> None:
+    order, before = prepared.order, prepared.former
     entries: dict[str, Any] = dict(before.get("jobs", {}))
     ids = {d.job.name: d.keep for d in decisions if d.keep is not None}
     with _all_or_none(chain, before, slurm) as new:
@@ -285,14 +309,6 @@ def submit(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm, *, h
                     "submitted_at": time.time(), "jobs": entries,
                 }
             )  # fmt: skip
-    # the new chain stands: now the jobs that it replaces may go, those first that would begin otherwise
-    for decision in reversed(decisions):
-        slurm.cancel(decision.waiting)
-    running = [id for decision in decisions for id in decision.running]
-    if running:
-        chain.stop(running, RESIZED)
-        slurm.cancel(running, pending_only=True)  # of an array, the links that wait
-        slurm.cancel(running, signal="USR1")
 
 
 def _entry(job: Job, id: str, script: Path, former: list[str]) -> dict[str, Any]:

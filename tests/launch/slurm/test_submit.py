@@ -78,6 +78,39 @@ def test_a_refusal_in_the_middle_cancels_what_went_before(lab: Lab) -> None:
     assert not (lab.run / "chain" / "jobs.json").exists() and not list(lab.run.glob("chain/scripts/*"))
 
 
+def test_an_interrupt_in_the_middle_cancels_what_went_before(lab: Lab) -> None:
+    sbatch = lab.fake.folder / "sbatch"
+    text = sbatch.read_text()
+    quit_at = 'case "$*" in *test-only*) ;; *finetune.sbatch) kill -INT $PPID; sleep 5;; esac\n'
+    sbatch.write_text(text.replace("\n", f"\n{quit_at}", 1))
+    lab.rumpun("submit", TINY, code=130)
+    assert {job["state"] for job in lab.fake.jobs.values()} == {"CANCELLED"} and len(lab.fake.jobs) == 3
+    assert not (lab.run / "chain" / "jobs.json").exists()
+
+
+def test_a_run_in_use_on_this_machine_is_not_submitted(lab: Lab) -> None:
+    from launch.lock import RunLock
+
+    with RunLock(lab.run):
+        assert "is in use by process" in lab.rumpun("submit", TINY, code=2).stderr
+    with RunLock(lab.run / "chain"):  # another submission
+        (lab.run / "run.json").write_text('{"name": "tiny", "recipe": "tiny.toml"}')
+        assert "is in use by process" in lab.rumpun("submit", TINY, code=2).stderr
+    assert lab.submitted() == []
+
+
+def test_a_chain_that_changed_meanwhile_is_left_alone(lab: Lab) -> None:
+    lab.rumpun("submit", TINY)
+    chain, ids = json.dumps(lab.chain), lab.ids
+    sbatch, file = lab.fake.folder / "sbatch", lab.run / "chain" / "jobs.json"
+    went_on = chain.replace(f'"id": "{ids["pretrain"]}"', '"id": "999"')
+    (lab.place / "went_on").write_text(went_on)
+    sbatch.write_text(sbatch.read_text().replace("\n", f"\ncp '{lab.place}/went_on' '{file}'\n", 1))
+    answer = lab.rumpun("submit", lab.run, "--nodes", "2", code=2)
+    assert "run the same command again" in answer.stderr and lab.ids["pretrain"] == "999"
+    assert {lab.fake.jobs[id]["state"] for id in ids.values()} == {"PENDING"} and len(lab.fake.jobs) == 6
+
+
 def test_a_second_submit_does_nothing(lab: Lab) -> None:
     lab.rumpun("submit", TINY, "--nodes", "2")
     before, scripts = lab.chain, len(lab.submitted())
