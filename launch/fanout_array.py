@@ -291,11 +291,13 @@ class ArrayFanout:
 
 
 def _last_line(path: Path) -> str:
+    """What a log says last; of a task that was killed, what the scheduler says of it."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return "it left no log"
-    return lines[-1].strip() if lines else "it left an empty log"
+    told = [line for line in lines if line.startswith("srun: error:")] or lines
+    return told[-1].strip() if told else "it left an empty log"
 
 
 @contextmanager

@@ -92,7 +92,10 @@ def plan_scene(order: Order, *, phase: str | None, steps: int) -> Scene:
     done = tuple(s.name for s in stages if s.name not in later and workshop.record(s.name) is not None)
     missing = [s.name for s in stages if s.name in leading(stages, phase) - {phase} and s.name not in done]
     if missing:
-        name = Path(order.recipe).stem
+        from launch.recipe import RECIPES
+
+        file = Path(order.recipe)
+        name = file.stem if file.parent == RECIPES else os.path.relpath(file)
         raise UserError(
             f"run {order.run}", f"has not built what {phase} reads: {', '.join(missing)}",
             f"build it first: rumpun submit {name}, or rumpun run {name} --only {missing[0]}"
