@@ -38,6 +38,7 @@ def run_preflight(
     needs: PreflightNeeds | None = None,
     within_s: float = 60,
     program: Sequence[str] = (sys.executable,),
+    options: Sequence[str] = (),
     local: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> PreflightResult:
@@ -50,13 +51,18 @@ def run_preflight(
         needs: what the run needs of a node.
         within_s: a node that says nothing for so long is missing.
         program: what starts Python on a node; within a container, its command.
+        options: more options of the step, as a container plug-in wants them.
         local: this machine alone, without the scheduler.
         say: is told each step, for a person who watches.
     """
     needs = needs or PreflightNeeds()
-    flight = _Flight(nodes, folders, needs, within_s=within_s, program=program, tasks=tasks_per_node, say=say)
+    folders = [folder.absolute() for folder in folders]
+    flight = _Flight(
+        nodes, folders, needs, within_s=within_s, program=program, tasks=tasks_per_node, say=say, inside=bool(options)
+    )
     try:
-        with Step(flight.command(), nodes=nodes, token=flight.token, local=local, gpus=flight.needs.gpus) as step:
+        command, gpus = flight.command(), flight.needs.gpus
+        with Step(command, nodes=nodes, token=flight.token, local=local, gpus=gpus, options=options) as step:
             flight.fly(step)
     finally:
         look.remove_marks(folders, flight.token)
@@ -76,12 +82,13 @@ class _Flight:
         program: Sequence[str],
         tasks: int,
         say: Callable[[str], None],
+        inside: bool,
     ) -> None:
         self.nodes, self.folders, self.needs, self.within_s = list(nodes), list(folders), needs, within_s
         self.program, self.tasks, self.say = list(program), tasks, say
         self.token = secrets.token_hex(8)
         self.began = time.monotonic()
-        self.own_program = self.program == [sys.executable]
+        self.own_program = self.program == [sys.executable] and not inside
         files = look.code_files(look.code_root())
         self.reference: dict[str, Any] = {
             "versions": look.versions(),

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.slurm.hostlist import expand
+from launch.slurm.preflight_facts import code_root
 from launch.slurm.preflight_result import THE_STEP_ENDED
 
 END_S = 5.0  # srun ends a step within 2 s of SIGTERM, also one whose processes ignore signals
@@ -28,15 +29,20 @@ SHAPES = frozenset(
 )
 
 
-def step_command(command: Sequence[str], *, nodes: Sequence[str], name: str, gpus: int = 0) -> list[str]:
-    """The srun that starts `command` once on each of these nodes, beside whatever else the job runs."""
-    options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
-    options += [f"--nodelist={','.join(nodes)}", f"--job-name={name}", f"--time={STEP_MIN}"]
+def step_command(
+    command: Sequence[str], *, nodes: Sequence[str], name: str, gpus: int = 0, options: Sequence[str] = ()
+) -> list[str]:
+    """The srun that starts `command` once on each of these nodes, beside whatever else the job runs.
+
+    It starts where rumpun is imported from here, as the ranks do; `options` are more of srun's, of a container.
+    """
+    words = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", f"--chdir={code_root()}"]
+    words += [f"--nodelist={','.join(nodes)}", f"--job-name={name}", f"--time={STEP_MIN}"]
     # overlap: a shell within the allocation holds all of its CPUs; export: whatever the job was submitted with
-    options += ["--overlap", "--export=ALL", "--mpi=none", "--cpu-bind=none", "--kill-on-bad-exit=0"]
+    words += ["--overlap", "--export=ALL", "--mpi=none", "--cpu-bind=none", "--kill-on-bad-exit=0"]
     if gpus:  # by name: in a job that asked for GPUs by the task, one task would be given one
-        options.append(f"--gres=gpu:{gpus}")
-    return ["srun", *options, *command]
+        words.append(f"--gres=gpu:{gpus}")
+    return ["srun", *words, *options, *command]
 
 
 class Step:
@@ -47,7 +53,7 @@ class Step:
         nodes: their names.
         token: marks the lines that are meant for us, and names the step.
         local: run the command once, here, without the scheduler.
-        gpus: GPUs that the command sees on each node.
+        gpus: GPUs that the command sees on each node. options: more of srun's.
 
     Attributes:
         number: the step's number within its job, once a node has told it.
@@ -55,10 +61,18 @@ class Step:
     """
 
     def __init__(
-        self, command: Sequence[str], *, nodes: Sequence[str], token: str, local: bool = False, gpus: int = 0
+        self,
+        command: Sequence[str],
+        *,
+        nodes: Sequence[str],
+        token: str,
+        local: bool = False,
+        gpus: int = 0,
+        options: Sequence[str] = (),
     ) -> None:
         self._name = f"preflight-{token}"
-        self._command = list(command) if local else step_command(command, nodes=nodes, name=self._name, gpus=gpus)
+        step = step_command(command, nodes=nodes, name=self._name, gpus=gpus, options=options)
+        self._command = list(command) if local else step
         self._token, self._local, self._nodes = token, local, list(nodes)
         self._lines: queue.Queue[tuple[float, dict[str, Any] | None]] = queue.Queue()
         self._said: list[str] = []
@@ -73,6 +87,7 @@ class Step:
             self._process = subprocess.Popen(
                 self._command,
                 env=environment,
+                cwd=code_root() if self._local else None,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

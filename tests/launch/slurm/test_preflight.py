@@ -87,6 +87,7 @@ def test_the_jobs_shape_does_not_shape_the_step(
     assert fly(nodes=["n1"]).good
     seen = json.loads(Path(special["seen"]).read_text())
     assert {"--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--nodelist=n1", "--overlap"} <= set(seen["options"])
+    assert f"--chdir={REPO}" in seen["options"]
     assert seen["env"].get("SLURM_JOB_ID") == "17"
     assert not any(option.startswith("--gres") for option in seen["options"])
     assert not {"SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_EXPORT_ENV"} & set(seen["env"])
@@ -183,6 +184,8 @@ def test_with_another_program_the_nodes_are_compared_with_each_other(
     (other / "torch-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
     special["env"] = {node: {"PYTHONPATH": str(other)} for node in NODES}
     assert fly(program=("env", sys.executable)).good
+    assert fly(options=("--container-image=training",)).good
+    assert "--container-image=training" in json.loads(Path(special["seen"]).read_text())["options"]
     special["env"].pop("n2")
     found = fly(program=("env", sys.executable))
     assert set(found.sick) == {"n2"} and "1.0 on most nodes" in found.sick["n2"]
