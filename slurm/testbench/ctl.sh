@@ -55,7 +55,7 @@ ctl_init() { # becomes the process that keeps the namespaces
 
 start_ctl() {
   pid_of ctl >/dev/null && return 0
-  stop munged KILL 5
+  end_all # nothing lives on without the login host, whose network it was in
   daemon ctl unshare --net --uts --mount --ipc "$SELF" _ctl "$BENCH"
   until_ok 20 "the login host" ctl in_ctl test -e /run/ready -a -e /run/rumpun-testbench
 }

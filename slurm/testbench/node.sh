@@ -17,6 +17,7 @@ node_init() { # PID 1 of a node; bash reaps what is orphaned
   "${MUNGE[@]}" &
   while [ ! -S /run/munge/munge.socket.2 ]; do sleep 0.02; done
   SLURM_CONF=$BENCH/etc/slurm.conf slurmd
+  touch /run/booted
   sleep infinity &
   wait $!
 }
@@ -48,6 +49,18 @@ start_node() {
   nsenter -t "$ctl" -n -- ip link set dev "v$name" master cluster up
 }
 
+start_slurmd() { # where it does not run
+  in_node "$1" sh -c '[ ! -e /run/booted ] || kill -0 "$(cat /run/slurmd.pid 2>/dev/null)" 2>/dev/null || slurmd'
+}
+
+cable() { nsenter -t "$(pid_of ctl)" -n -- ip link set dev "v$1" "$2"; } # cable NODE up|down
+
+mend_node() { # of a node that runs
+  start_slurmd "$1"
+  cable "$1" up
+  if in_ctl sinfo -h -n "$1" -p normal -o %t | grep -q '^down$'; then in_ctl scontrol update "nodename=$1" state=resume; fi
+}
+
 crash_node() { # "unshare" ends when all processes of the namespace have
   local pid
   if pid=$(power_switch "$1"); then kill -KILL "$pid" 2>/dev/null || true; fi
@@ -71,14 +84,13 @@ node_command() { # node_command NODE ACTION
   case " $(nodes | tr '\n' ' ')" in *" $name "*) ;; *)
     fail "node $name" "there is none of that name" "one of: $(nodes | tr '\n' ' ')" ;;
   esac
-  cable=(nsenter -t "$(pid_of ctl)" -n -- ip link set dev "v$name")
   case $2 in
     crash) crash_node "$name" ;;
     start) start_node "$name" ;;
     slurmd-kill) in_node "$name" sh -c 'kill -KILL "$(cat /run/slurmd.pid)" && rm /run/slurmd.pid' ;;
-    slurmd-start) in_node "$name" sh -c '[ -e /run/slurmd.pid ] || slurmd' ;;
-    unplug) "${cable[@]}" down ;;
-    plug) "${cable[@]}" up ;;
+    slurmd-start) start_slurmd "$name" ;;
+    unplug) cable "$name" down ;;
+    plug) cable "$name" up ;;
     *) fail "testbench node $name $2" "is no action" "one of: crash, start, slurmd-kill, slurmd-start, unplug, plug" ;;
   esac
 }

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Cluster:
 
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder, self.scratch = folder, scratch
+        self.options: tuple[str, ...] = ()
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.env: dict[str, str] = {**os.environ, "PATH": path, "RUMPUN_TESTBENCH": str(folder)}
 
@@ -160,24 +162,30 @@ class Cluster:
         return self.testbench("exec", "--on", node, *words, check=check)
 
     def mend(self) -> None:
-        """Cancel all jobs, start, plug and resume all nodes: the next test finds an idle cluster."""
-        if self.testbench("status", check=False).returncode != 0:
-            self.testbench("controller", "start")
-            for node in self.nodes:
-                self.testbench("node", node, "start")
-                self.testbench("node", node, "plug")
-                self.testbench("node", node, "slurmd-start")
-        if self.run(["squeue", "-h", "-o", "%i"]).stdout.split():
-            self.run(["scancel", "--user", "root"])
-            self.wait_for("an empty queue", lambda: not self.run(["squeue", "-h"]).stdout.strip())
-        if any(self.node_state(node) != "idle" for node in self.nodes):
-            for node in self.nodes:
-                self.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
-            self.wait_for("idle nodes", lambda: {self.node_state(node) for node in self.nodes} == {"idle"})
+        """Cancel all jobs, bring back all nodes: the next test finds an idle cluster, if need be a fresh one."""
+        try:
+            self.testbench("up")
+            if self.run(["squeue", "-h", "-o", "%i"]).stdout.split():
+                self.run(["scancel", "--user", "root"])
+                self.wait_for("an empty queue", lambda: not self.run(["squeue", "-h"]).stdout.strip())
+            if set(self._states().values()) != {"idle"}:
+                for node, state in self._states().items():
+                    if state.startswith(("drain", "down")):
+                        self.run(["scontrol", "update", f"nodename={node}", "state=resume"])
+                self.wait_for("idle nodes", lambda: set(self._states().values()) == {"idle"})
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            warnings.warn(f"the cluster starts anew: {error}", stacklevel=2)
+            self.purge()
+            self.up()
+
+    def _states(self) -> dict[str, str]:
+        rows = self.run(["sinfo", "-h", "-N", "-p", "normal", "-o", "%N %T"]).stdout.split()
+        return dict(zip(rows[::2], rows[1::2], strict=True))
 
     def up(self, *options: str) -> None:
-        """Start it. What an interrupted session left in its place is ended by `sweep_abandoned` of the next."""
-        self.testbench("up", *options)
+        """Start it. What an interrupted session leaves is ended by `sweep_abandoned` of the next."""
+        self.options = options or self.options
+        self.testbench("up", *self.options)
 
     def purge(self) -> None:
         """End it and remove its folder."""
@@ -201,7 +209,7 @@ def free_folder() -> Path:
     parent = Path("/dev/shm")
     if not os.access(parent, os.W_OK) or shutil.disk_usage(parent).free < 1e9:
         parent = Path(os.environ.get("TMPDIR", "/tmp"))
-    return parent / f"{PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{secrets.token_hex(2)}"
+    return parent / f"{PREFIX}{os.getpid()}-{start_time(os.getpid())}-{secrets.token_hex(2)}"
 
 
 def sweep_abandoned() -> None:
@@ -209,11 +217,11 @@ def sweep_abandoned() -> None:
     for parent in (Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))):
         for folder in parent.glob(f"{PREFIX}*-*-*"):
             pid, began, _ = folder.name.removeprefix(PREFIX).split("-")
-            if _start_time(int(pid)) != began:
+            if start_time(int(pid)) != began:
                 subprocess.run([SCRIPT, "purge", "--at", folder], capture_output=True, timeout=120)
 
 
-def _start_time(pid: int) -> str:
+def start_time(pid: int) -> str:
     """When a process began, in ticks since boot; empty where there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from real_cluster import SCRIPT, Cluster, free_folder, why_not
+from real_cluster import SCRIPT, Cluster, free_folder, start_time, why_not
 
 
 def _network(pid: str | int) -> str:
@@ -52,16 +52,44 @@ def _pids(cluster: Cluster) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_up_is_idempotent_and_status_tells(cluster: Cluster) -> None:
+def test_up_is_idempotent_and_mends(cluster: Cluster) -> None:
     before = _pids(cluster)
     cluster.testbench("up")
     assert _pids(cluster) == before
+    cluster.testbench("node", "node1", "unplug")
+    cluster.testbench("node", "node2", "slurmd-kill")
     cluster.testbench("node", "node3", "crash")
+    cluster.run(["scontrol", "update", "nodename=node4", "state=down", "reason=test"])
     assert cluster.testbench("status", check=False).returncode == 1
+    assert "node3: not running" in cluster.testbench("status", check=False).stdout
     cluster.testbench("up")
     assert cluster.testbench("status").returncode == 0
     after = _pids(cluster)
     assert {name for name in before if before[name] != after[name]} == {"node3"}
+    assert len(cluster.run(["srun", "-N4", "hostname"]).stdout.split()) == 4
+    assert cluster.on("node2", ["pgrep", "-c", "-x", "slurmd"]).stdout == "1\n"
+
+
+@pytest.mark.slow
+def test_cluster_beyond_repair_is_replaced(new_bench: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = new_bench("--nodes", "2", "--accounting", "no")
+    old = _pids(bench)
+    os.kill(int(old["ctl"].split()[0]), signal.SIGKILL)  # login host gone: all start anew, the queue is kept
+    assert bench.testbench("status", check=False).returncode == 1
+    bench.mend()
+    assert not set(old.values()) & set(_pids(bench).values())
+    for pid, began in map(str.split, old.values()):
+        assert start_time(int(pid)) != began or not _alive(pid)
+    assert [bench.sbatch("true", "--hold") for _ in range(2)] == ["1", "2"]
+
+    def hopeless(*_: object) -> None:
+        raise AssertionError("the queue does not become empty")
+
+    with pytest.warns(UserWarning, match="starts anew"), monkeypatch.context() as patch:
+        patch.setattr(bench, "wait_for", hopeless)
+        bench.mend()
+    assert bench.nodes == ["node1", "node2"]
+    assert bench.sbatch("true") == "1"
 
 
 @pytest.mark.slow
