@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from launch.slurm.submit import Decision, Prepared
+    from launch.slurm.decide import Decision
+    from launch.slurm.submit import Prepared
 
 FOLLOW = (
     ("status", "the chain: states, progress, what waits and why"),
@@ -60,8 +61,9 @@ def submit_command(
     """
     from data_prep.errors import UserError
     from launch.slurm.commands import Slurm
+    from launch.slurm.decide import decide
     from launch.slurm.order import new_order
-    from launch.slurm.submit import check, decide, prepare, submit
+    from launch.slurm.submit import check, prepare, submit
 
     order = new_order(
         target, overrides=overrides or [], data=data, runs=runs, run_name=run_name, cluster=cluster,
@@ -154,7 +156,7 @@ def dry_run_lines(
 ) -> list[str]:
     """Every script, with the line that would submit it; ids that are not there yet are named by their job."""
     from launch.slurm.chain import Chain
-    from launch.slurm.submit import options_of
+    from launch.slurm.decide import options_of
 
     ids = {d.job.name: d.keep or f"<{d.job.name}>" for d in decisions}
     lines = []
