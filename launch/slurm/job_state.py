@@ -51,6 +51,7 @@ class JobState:
             of a waiting job the controller's estimate. ends: when it ended, or will at the latest.
         restarts: how often it was requeued.
         exit_code: `code:signal` as accounting tells it; None while the job is in the queue.
+        raw: of a task of an array, the number that it has as a job of its own.
     """
 
     id: str
@@ -65,6 +66,7 @@ class JobState:
     restarts: int = 0
     partition: str = ""
     exit_code: str | None = None
+    raw: str = ""
 
     @property
     def active(self) -> bool:
@@ -138,6 +140,7 @@ def from_queue(lines: Iterable[str]) -> list[JobState]:
                 ends=ends,
                 restarts=int(restarts) if restarts.isdigit() else 0,
                 partition=partition,
+                raw=raw,
             )
         )
     return found
@@ -173,6 +176,7 @@ def from_accounting(lines: Iterable[str], fields: Sequence[str] = ACCOUNT_FIELDS
                 restarts=restarts,
                 partition=told["partition"],
                 exit_code=told["exitcode"] or None,
+                raw=told["jobidraw"],
             )
         )
     return found
@@ -180,21 +184,27 @@ def from_accounting(lines: Iterable[str], fields: Sequence[str] = ACCOUNT_FIELDS
 
 def runs_in(found: Iterable[JobState], job: str) -> list[JobState]:
     """Of what accounting told: every run of this job, oldest first. Former jobs of the same number are left out."""
-    runs = [run for run in found if run.id == job]
+    runs = [run for run in found if _is(run, job)]
     return [run for run in runs if run.name == runs[-1].name]
 
 
 def of_job(found: Iterable[JobState], job: str) -> JobState | None:
     """The state of a job among those found: of an array, of the task that matters most (one that runs, else one that
     waits, else the last that ended); None where it is not among them."""
-    exact = [state for state in found if state.id == job]
+    exact = [state for state in found if _is(state, job)]
     if exact:
-        return exact[-1]
+        return replace(exact[-1], id=job)
     tasks = [state for state in found if state.id.partition("_")[0] == job]
     if not tasks:
         return None
     by_rank = sorted(tasks, key=lambda s: (0 if not s.active else 1 if s.waiting else 2, s.started or 0.0))
     return replace(by_rank[-1], id=job)
+
+
+def _is(state: JobState, job: str) -> bool:
+    """Whether this is the job asked for: `21_3`, or the number that the task has as a job of its own. A task may have
+    the array's number, which then still means the array."""
+    return state.id == job or (state.raw == job and state.id.partition("_")[0] != job)
 
 
 def _nodes(text: str) -> tuple[str, ...]:

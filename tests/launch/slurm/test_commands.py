@@ -353,6 +353,14 @@ def test_an_array_is_its_most_telling_task(fake: FakeSlurm) -> None:
     assert (found["21"].id, found["21"].state) == ("21", "RUNNING")
     assert (found["21_0"].state, found["21_2"].state, found["24_0"].state) == ("COMPLETED", "PENDING", "FAILED")
     assert "--jobs=21,24" in fake.given("squeue")
+    # a task may also be asked for by the number that SLURM_JOB_ID shows inside it
+    found = Slurm().jobs(["22", "23", "21"])
+    assert {job: (state.id, state.state) for job, state in found.items()} == {
+        "22": ("22", "COMPLETED"),
+        "23": ("23", "RUNNING"),
+        "21": ("21", "RUNNING"),
+    }
+    assert [run.state for run in Slurm().runs_of("25")] == ["FAILED"]
 
 
 def test_every_run_of_a_job_without_a_former_job_of_its_number(fake: FakeSlurm) -> None:
