@@ -88,9 +88,15 @@ def _pieces(
 ) -> list[tuple[str, float, float]]:
     """(group, begin, end) of what can be seen: neighbours of one group in one, and nothing narrower than `least`,
     which would be drawn as nothing and only make the page heavy. What was lost is always drawn."""
-    found: list[tuple[str, float, float]] = []
+    merged: list[tuple[str, float, float]] = []
     for part in intervals:
-        group, begin, end = groups.get(part["kind"], ""), part["begin"], part["end"]
+        group = groups.get(part["kind"], "")
+        if merged and merged[-1][0] == group:
+            merged[-1] = (group, merged[-1][1], part["end"])
+        else:
+            merged.append((group, part["begin"], part["end"]))
+    found: list[tuple[str, float, float]] = []
+    for group, begin, end in merged:
         if found and found[-1][0] == group:
             found[-1] = (group, found[-1][1], end)
         elif end - begin >= least or group == "lost" or not found:

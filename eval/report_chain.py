@@ -47,7 +47,7 @@ def _check(record: Any) -> None:
     if record["format"] != _FORMAT:
         raise ValueError("another format")
     for told in record["kinds"].values():
-        str(told["label"]), str(told["group"])
+        str(told["label"]), str(told["group"]), int(told["place"])
     for link in record["links"]:
         str(link["job"]), int(link["number"]), str(link["cause"]), len(link["nodes"]), int(link["undone_steps"])
         for part in link["intervals"]:
@@ -156,7 +156,7 @@ def _start_up(record: Mapping[str, Any], groups: Mapping[str, str]) -> list[tupl
     """The parts of a start-up with their means over the links that trained."""
     trained = [link for link in record["links"] if any(groups[p["kind"]] == "train" for p in link["intervals"])]
     found = []
-    for kind, told in record["kinds"].items():
+    for kind, told in sorted(record["kinds"].items(), key=lambda item: item[1]["place"]):
         if told["group"] != "start-up" or not trained:
             continue
         parts = [p["end"] - p["begin"] for link in trained for p in link["intervals"] if p["kind"] == kind]

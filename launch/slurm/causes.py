@@ -111,7 +111,7 @@ def cause_of(
         return f"killed or failed (exit code {plain(run.exit_code or 'unknown', 20)})"
     if stop in _STOPPED_BY_US:
         return _STOPPED_BY_US[stop]
-    return "ended without a word (a kill, a requeue or a lost node; no accounting tells)"
+    return "ended without a word (no accounting tells)"
 
 
 def _stopped(events: Sequence[Mapping[str, Any]], end: Mapping[str, Any], state: str, stop: str | None) -> str:

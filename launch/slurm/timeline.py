@@ -193,24 +193,36 @@ def _handed_in(
 
 
 def _last_sign(events: Sequence[Mapping[str, Any]], phases: Mapping[str, Phase], start: float, until: float) -> float:
-    """The last moment at which a link without an end was seen alive."""
+    """The last moment at which a link without an end was seen alive.
+
+    The records of steps that were computed again are gone: they are taken to have lasted as long as the others.
+    """
     signs = [float(event["time"]) for event in events] or [start]
-    for event in events:
-        if event["event"] == "ranks":
-            steps = phases.get(str(event.get("phase")), Phase()).steps
-            signs += [step.end for step in steps if start <= step.end <= until][-1:]
+    trained = next((str(e.get("phase")) for e in reversed(events) if e["event"] in ("ranks", "ranks_ended")), None)
+    if trained is not None and events[-1]["event"] != "ranks_ended":
+        steps = phases.get(trained, Phase()).steps
+        signs += [step.end for step in steps if start <= step.end <= until][-1:]
+        if steps and until > start and (undone := _undone(start, until, events[-1:], phases, only=trained)):
+            signs.append(max(signs) + undone * median(step.seconds for step in steps))
     return max(signs)
 
 
-def _undone(start: float, end: float, events: Sequence[Mapping[str, Any]], phases: Mapping[str, Phase]) -> int:
-    """Steps that starts of this link computed and later starts went back behind."""
+def _undone(
+    start: float,
+    end: float,
+    events: Sequence[Mapping[str, Any]],
+    phases: Mapping[str, Phase],
+    only: str | None = None,
+) -> int:
+    """Steps that starts of this link computed and later starts went back behind. `only`: of a phase's last start."""
     found = 0
-    for name in {str(event.get("phase")) for event in events if event["event"] == "ranks"}:
+    for name in {only} if only else {str(event.get("phase")) for event in events if event["event"] == "ranks"}:
         phase = phases.get(name, Phase())
-        for number, begun in enumerate(phase.starts[:-1]):
-            if int(start) <= begun.time <= end:
-                kept = max(phase.kept(number, all_of_last=True), begun.after)
-                found += max(0, int(begun.computed - kept))
+        inside = [n for n, begun in enumerate(phase.starts[:-1]) if int(start) <= begun.time <= end]
+        for number in inside[-1:] if only else inside:
+            begun = phase.starts[number]
+            kept = max(phase.kept(number, all_of_last=True), begun.after)
+            found += max(0, int(begun.computed - kept))
     return found
 
 
@@ -307,7 +319,10 @@ def record(links: Sequence[Link], *, jobs: bool, now: float) -> dict[str, Any]:
         "format": FORMAT,
         "made_at": now,
         "jobs": jobs,
-        "kinds": {kind: {"label": label, "group": group} for kind, (label, group) in KINDS.items()},
+        "kinds": {
+            kind: {"label": label, "group": group, "place": place}  # files sort their keys
+            for place, (kind, (label, group)) in enumerate(KINDS.items())
+        },
         "useful": list(USEFUL),
         "goodput": goodput(links),
         "total_s": total,

@@ -17,11 +17,13 @@ from launch.display import format_seconds
 EVIL = "<script>alert(1)</script>"
 T0 = 1_700_000_000.0
 KINDS = {
-    "queue": {"label": "queue", "group": "wait"},
-    "loading": {"label": "loading data & model", "group": "start-up"},
-    "train": {"label": "training", "group": "train"},
-    "save": {"label": "saving", "group": "save"},
-    "lost": {"label": "lost work", "group": "lost"},
+    "queue": {"label": "queue", "group": "wait", "place": 0},
+    "processes": {"label": "processes", "group": "start-up", "place": 2},
+    "loading": {"label": "loading data & model", "group": "start-up", "place": 3},
+    "controller": {"label": "allocation", "group": "start-up", "place": 1},
+    "train": {"label": "training", "group": "train", "place": 4},
+    "save": {"label": "saving", "group": "save", "place": 5},
+    "lost": {"label": "lost work", "group": "lost", "place": 6},
 }
 
 
@@ -30,7 +32,15 @@ def timeline(links: int, *, cause: str = "preempted", lost: bool = True) -> dict
     for number in range(1, links + 1):
         begin, parts = at, []
         last = number == links
-        for kind, seconds in (("queue", 60), ("loading", 30), ("train", 600), ("save", 5), ("lost", 45)):
+        for kind, seconds in (
+            ("queue", 60),
+            ("controller", 3),
+            ("processes", 7),
+            ("loading", 20),
+            ("train", 600),
+            ("save", 5),
+            ("lost", 45),
+        ):
             if kind != "lost" or (lost and not last):
                 parts.append({"kind": kind, "begin": at, "end": at + seconds, "note": cause if kind == "lost" else ""})
                 at += seconds
@@ -85,7 +95,10 @@ def test_the_section_states_the_timelines_figures(run: Path, tmp_path: Path) -> 
     assert "preempted; 20 steps computed again" in text
     assert re.search(r"all 3 min 00 s 1 min 30 s 30 min 00 s 15 s 1 min 30 s 36 min 15 s", text)
     assert "8.3 %" in text and "82.8 %" in text
-    assert "Start-up of a link that trained, on average: loading data &amp; model 30 s." in text
+    assert (
+        "Start-up of a link that trained, on average: allocation 3.0 s, processes 7.0 s, loading data &amp; model 20 s."
+        in text
+    )
     assert text.count("finetune 1: 45 s, preempted") == 1
     assert part.count("<svg") == 1 and "<details>" not in part and "chain of jobs:" not in html
     assert "var(--warn)" in part and not re.search(r"#0[0-9a-f]{5}\b", part)

@@ -330,6 +330,22 @@ def test_a_start_that_fell_before_its_first_step_is_lost() -> None:
     ]  # fmt: skip
 
 
+def test_steps_without_a_record_are_estimated_where_nobody_knows_the_end() -> None:
+    """Killed after step 6, of which 4 were saved; there is no accounting, and the next start dropped what it takes again."""
+    told = Told()
+    told.truth.append({})
+    told.write("begin", start=T0)
+    told.write("ranks", phase="finetune")
+    steps = [Step(n, T0 + 10 + 2 * n, 2.0) for n in range(1, 5)]
+    phase = Phase([Start(T0 + 9, 0, 6, (4,)), Start(T0 + 109, 4, 5)], [*steps, Step(5, T0 + 112, 2.0)])
+    told.truth.append({})
+    told.now = T0 + 100
+    told.write("begin", start=T0 + 100)
+    told.write("ranks", phase="finetune")
+    first, _ = links_of({"finetune": told.events}, phases={"finetune": phase}, running={"finetune": 1}, now=T0 + 113)
+    assert by_kind(first.intervals) == {"processes": 10.0, "train": 8.0, "lost": 4.0} and first.undone == 2
+
+
 def test_a_rewind_sets_its_steps_aside() -> None:
     steps = [Step(n, T0 + n, 1.0) for n in range(1, 7)]
     phase = Phase([Start(T0, 0, 6, (2,), ((2, 4),))], steps)
