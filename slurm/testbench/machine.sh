@@ -71,11 +71,11 @@ claim_folder() { # nobody else's folder, and none that holds other things: purge
 
 need_bench() {
   [ -e "$BENCH/etc/settings" ] || fail "$BENCH" "no testbench lives there" "testbench up; or name its folder with --at DIR"
-  [ -O "$BENCH" ] || need_machine
+  need_machine
+  [ -O "$BENCH" ] || fail "$BENCH" "belongs to someone else" "choose another folder with --at"
 }
 
 need_up() {
   need_bench
-  need_machine
   pid_of ctl >/dev/null || fail "$BENCH" "the testbench is down" "testbench up"
 }

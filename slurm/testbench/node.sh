@@ -53,7 +53,10 @@ start_slurmd() { # where it does not run
   in_node "$1" sh -c '[ ! -e /run/booted ] || kill -0 "$(cat /run/slurmd.pid 2>/dev/null)" 2>/dev/null || slurmd'
 }
 
-cable() { nsenter -t "$(pid_of ctl)" -n -- ip link set dev "v$1" "$2"; } # cable NODE up|down
+cable() { # cable NODE up|down
+  pid_of "$1" >/dev/null || fail "$1" "is not running" "testbench node $1 start"
+  nsenter -t "$(pid_of ctl)" -n -- ip link set dev "v$1" "$2"
+}
 
 mend_node() { # of a node that runs
   start_slurmd "$1"
@@ -80,14 +83,17 @@ all_registered() { # as slurmctld sees them; "*" marks a node that does not answ
 }
 
 node_command() { # node_command NODE ACTION
-  local name=$1 cable
+  local name=$1
   case " $(nodes | tr '\n' ' ')" in *" $name "*) ;; *)
     fail "node $name" "there is none of that name" "one of: $(nodes | tr '\n' ' ')" ;;
   esac
   case $2 in
     crash) crash_node "$name" ;;
     start) start_node "$name" ;;
-    slurmd-kill) in_node "$name" sh -c 'kill -KILL "$(cat /run/slurmd.pid)" && rm /run/slurmd.pid' ;;
+    slurmd-kill)
+      in_node "$name" sh -c 'kill -KILL "$(cat /run/slurmd.pid)" && rm /run/slurmd.pid' 2>/dev/null ||
+        fail "$name" "no slurmd runs there" "testbench node $name slurmd-start"
+      ;;
     slurmd-start) start_slurmd "$name" ;;
     unplug) cable "$name" down ;;
     plug) cable "$name" up ;;

@@ -62,6 +62,16 @@ def test_up_is_idempotent_and_mends(cluster: Cluster) -> None:
     cluster.run(["scontrol", "update", "nodename=node4", "state=down", "reason=test"])
     assert cluster.testbench("status", check=False).returncode == 1
     assert "node3: not running" in cluster.testbench("status", check=False).stdout
+    for words, rule in (
+        (["node", "node2", "slurmd-kill"], "no slurmd runs there"),
+        (["node", "node3", "unplug"], "is not running"),
+        (["node", "node3", "slurmd-start"], "is not running"),
+        (["node", "node5", "crash"], "none of that name"),
+        (["node", "node1", "explode"], "is no action"),
+        (["controller", "explode"], "is no action"),
+        (["up", "--nodes", "5"], "is up, with other settings"),
+    ):
+        _one_line([SCRIPT, words[0], "--at", cluster.folder, *words[1:]], rule)
     cluster.testbench("up")
     assert cluster.testbench("status").returncode == 0
     after = _pids(cluster)
@@ -222,6 +232,20 @@ def test_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     if not why_not():
         _one_line([SCRIPT, "up", "--at", tmp_path], "holds other things")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_folder_of_someone_else_is_not_believed(tmp_path: Path) -> None:
+    if lacks := why_not():
+        pytest.skip(lacks)
+    theirs, trap = tmp_path / "bench", tmp_path / "trap"
+    (theirs / "etc").mkdir(parents=True)
+    (theirs / "etc" / "settings").write_text(f"GPUS=a[$(touch {trap})]\nNODES=a[$(touch {trap})]\n")
+    os.chown(theirs, 65534, 65534)
+    for command in ("status", "env", "exec", "down", "purge"):
+        _one_line([SCRIPT, command, "--at", theirs], "belongs to someone else")
+    _one_line([SCRIPT, "up", "--at", theirs], "not a folder of yours")
+    assert not trap.exists()
+    assert (theirs / "etc" / "settings").exists()
 
 
 def test_what_the_machine_lacks_is_one_line(tmp_path: Path) -> None:
