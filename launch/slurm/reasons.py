@@ -32,7 +32,7 @@ REASONS: dict[str, Reason] = {
         final=True,
     ),
     "BeginTime": Reason(
-        "its start is set to a later time: after a requeue the scheduler holds a job back for a while", "wait"
+        "may not start before a set time: after a requeue the scheduler holds a job back for a while", "wait"
     ),
     "Cleaning": Reason("the nodes of its last link are still being cleaned up", "wait"),
     "Prolog": Reason("its nodes are being prepared (prolog)", "wait"),
