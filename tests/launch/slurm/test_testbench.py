@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from real_cluster import SCRIPT, Cluster
+from real_cluster import REPO, SCRIPT, Cluster, free_folder, why_not
 
 pytestmark = pytest.mark.slow
 
@@ -144,3 +146,41 @@ def test_commands_of_the_readme_run(cluster: Cluster, new_bench: Callable[..., C
         )
         bench.run(["srun", "true"])
         bench.purge()
+
+
+def test_rumpun_passes_every_option_on(tmp_path: Path) -> None:
+    if lacks := why_not():
+        pytest.skip(lacks)
+    bench = Cluster(free_folder(), tmp_path)
+    at = ["--at", bench.folder]
+
+    def rumpun(*words: str | Path, check: bool = True) -> str:
+        command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "testbench"]
+        return bench.run([*command, *words], check=check, cwd=REPO, timeout_s=240).stdout
+
+    try:
+        options = "--nodes 2 --gpus 1 --cpus 3 --memory-mb 700 --grace-s 9 --no-accounting --install"
+        lines = ["--slurm-conf", "MaxArraySize=5", "--slurm-conf", "DebugFlags=Agent", "--slurm-conf", "MailProg="]
+        rumpun("up", *at, *options.split(), *lines)
+        node = bench.run(["scontrol", "show", "node", "-o", "node2"]).stdout
+        assert {"CPUTot=3", "RealMemory=700", "Gres=gpu:fake:1"} <= set(node.split())
+        config = re.sub(r" +", "", bench.run(["scontrol", "show", "config"]).stdout)
+        assert {"MaxArraySize=5", "DebugFlags=Agent", "AccountingStorageType=accounting_storage/none"} <= set(
+            config.split()
+        )
+        assert "MailProg=/bin/true" not in config
+        assert "GraceTime=9" in bench.run(["scontrol", "show", "partition", "-o", "low"]).stdout
+        assert sorted(rumpun("exec", *at, "srun", "-N2", "-l", "hostname").split()) == ["0:", "1:", "node1", "node2"]
+        assert rumpun("exec", *at, "--on", "node2", "--", "hostname", "-s") == "node2\n"
+        rumpun("node", "node2", "crash", *at)
+        assert "node2: not running" in rumpun("status", *at, check=False)
+        rumpun("node", "node2", "start", *at)
+        rumpun("controller", "restart", *at)
+        rumpun("down", *at)
+        rumpun("up", *at)  # with the options of the first time
+        assert "2 nodes" in rumpun("status", *at)
+        assert f"export PATH={bench.folder}/bin:" in rumpun("env", *at)
+        assert "slurmctld" in rumpun("logs", "3", *at)
+    finally:
+        rumpun("purge", *at)
+    assert not bench.folder.exists()
