@@ -308,7 +308,7 @@ def finetune(
         zero_stage=config.zero_stage,
         job=survival.job,
     )
-    telemetry.resume(history.done_steps)
+    together(lambda: telemetry.resume(history.done_steps))
     survival.at("starting the engine")
     flops = Flops.of(backbone.config, bidirectional=encoder.bidirectional)
     module = make_encoder(backbone, encoder, layout=layout)

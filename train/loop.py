@@ -326,7 +326,7 @@ class Loop(Generic[Item]):
             "meter": self._meter.state(),
             "phase": dict(self._remember()),
             "pace": self._pace.state(),
-            "ledger": self._history.ledger.mark() if self._history.ledger is not None else None,
+            "ledger": self._history.mark(),
         }
         self._saver.save(step, self._engine.own_pieces(), facts, generator_states())
         self._saved_at = time.perf_counter()

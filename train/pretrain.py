@@ -200,7 +200,7 @@ def pretrain(
     history.open(
         order, phase="pretrain", end=end, batch=config.batch_rows, zero_stage=config.zero_stage, job=survival.job
     )
-    telemetry.resume(history.done_steps)
+    together(lambda: telemetry.resume(history.done_steps))
     survival.at("starting the engine")
     engine = Engine(make_language_model(network, layout=layout, z_loss=config.z_loss), config)
     draws = Draws(order, batch=config.batch_rows, end=end, done_steps=history.done_steps, done=history.done)

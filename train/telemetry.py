@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.files import disk_errors, write_atomically, write_json
-from train.history.fence import Fence, sweep_beside, write_fenced, write_json_fenced
+from train.history.fence import Fence, Superseded, sweep_beside, write_fenced, write_json_fenced
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -74,12 +74,12 @@ class Telemetry:
         Args:
             notes: lines that the user should read.
         """
-        if self._active:
-            if self._fence is not None:
-                self._fence.check()
+        if self._active and (self._fence is None or not self._fence.lost):
             with disk_errors(self._history):
                 self._history.mkdir(parents=True, exist_ok=True)
-            write_json_fenced(self._history / STATUS, {"what": what, "total": total, "notes": list(notes)}, self._fence)
+            told = {"what": what, "total": total, "notes": list(notes)}
+            with suppress(Superseded):
+                write_json_fenced(self._history / STATUS, told, self._fence)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl and flush it, so that a watcher sees it at once."""
@@ -92,16 +92,11 @@ class Telemetry:
             self._stream.flush()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, metrics.jsonl and the TensorBoard events of all records into the stage's folder.
-
-        Raises `Superseded` where a newer start has the history.
-        """
+        """Write summary.json, metrics.jsonl and the TensorBoard events of all records into the stage's folder."""
         if not self._active:
             return
         assert self._stream is not None, "resume() comes before the end"
         self._stream.close()
-        if self._fence is not None:
-            self._fence.check()
         write_atomically(self._out / METRICS, (self._history / METRICS).read_bytes())
         self._write_events()
         (self._history / STATUS).unlink(missing_ok=True)

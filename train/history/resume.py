@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from data_prep.files import disk_errors
 from train.agree import exchange, on_first_rank, raise_together
 from train.gather import world
 from train.history.checkpoint import Checkpoint, find
-from train.history.fence import Fence
+from train.history.fence import Fence, Superseded
 from train.history.folder import steps_in, sweep
 from train.history.identity import Identity, enter
 from train.history.ledger import Ledger
@@ -160,11 +161,21 @@ class History:
             on_first_rank(self.fence.check)
 
     def note(self, write: Callable[[Ledger], None]) -> None:
-        """Let rank 0 write into the ledger."""
+        """Let rank 0 write into the ledger; where it lost the history, all ranks hear of it in the next step."""
         if self.ledger is not None:
-            write(self.ledger)
+            with suppress(Superseded):  # `superseded` tells
+                write(self.ledger)
+
+    def mark(self) -> dict[str, Any]:
+        """`Ledger.mark`, or what went wrong with the ledger, on every rank. A collective."""
+
+        def work() -> dict[str, Any]:
+            assert self.ledger is not None, "rank 0 opened it"
+            return self.ledger.mark()
+
+        return on_first_rank(work)
 
     def close(self) -> None:
-        """Close the ledger; what was written is on disk then."""
-        if self.ledger is not None:
-            self.ledger.close()
+        """Close the ledger; what was written is on disk then. A collective; raises what went wrong on every rank."""
+        ledger = self.ledger
+        on_first_rank(lambda: ledger.close() if ledger is not None else None)
