@@ -44,23 +44,25 @@ class Look:
 
         self._done = True
         link, profile = self._link, self._link.profile
-        prefix, _, python = wrapping(profile)
+        prefix, options, python = wrapping(profile)
         found = run_preflight(
             nodes=link.place.nodes, tasks_per_node=link.place.tasks_per_node, folders=[link.run],
             needs=PreflightNeeds(
                 gpus=link.place.tasks_per_node if profile.gpus_per_node else 0, interface=profile.interface
             ),
-            within_s=link.recipe.slurm.start_within_s, program=(*prefix, python),
+            within_s=link.recipe.slurm.start_within_s, program=(*prefix, python), options=options,
         )  # fmt: skip
         nodes = {node: facts for node, facts in found.facts.get("nodes", {}).items() if facts}
         link.log.write(
             "preflight", seconds=round(found.seconds, 2), sick=found.sick, slow=found.slow,
-            missing=list(found.missing), facts={"parts": found.facts.get("parts", {}), "nodes": nodes},
+            missing=list(found.missing),
+            facts={"parts": found.facts.get("parts", {}), "nodes": nodes, "pairs": found.facts.get("pairs", [])},
         )  # fmt: skip
         for line in found.lines():
             self._progress.note(f"[preflight] {line}")
         remember_all(link, found.blamed())
         if not found.good:
-            bad = {**dict.fromkeys(found.missing, "was not heard"), **found.sick}
+            unheard = found.facts.get("unheard", {})
+            bad = {**{node: unheard.get(node, "was not heard") for node in found.missing}, **found.sick}
             line = "; ".join(f"{node}: {why}" for node, why in bad.items())
             raise NodeFailure(f"preflight: {line}", line=line, cause="preflight", hosts=list(found.blamed()))
