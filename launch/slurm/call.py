@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import subprocess
 import time
@@ -14,7 +15,25 @@ from launch.slurm import refusals
 
 TIMEOUT_S = 60.0
 PAUSES_S = (1.0, 4.0, 10.0)
-_NO_CLUSTER = re.compile(r"could not establish a configuration source|failed to fetch config", re.IGNORECASE)
+# What stops every command of this machine, as (pattern, rule, fix).
+_TRY = "to try it on one machine: rumpun testbench up"
+_BROKEN = (
+    (
+        r"could not establish a configuration source|failed to fetch config",
+        "is installed here, but this machine belongs to no cluster (no slurm.conf)",
+        f"run this on a login node, or set SLURM_CONF; {_TRY}",
+    ),
+    (
+        r"unable to process configuration file|cannot stat file",
+        "cannot read its configuration",
+        "run it by hand to see the line; SLURM_CONF must name a slurm.conf of this release",
+    ),
+    (
+        r"munge encode failed|protocol authentication error|invalid authentication credential|credential expired",
+        "is not believed by the scheduler: munge, which proves who asks, does not work here",
+        f"run this on a login node; else munged must run, with the cluster's key and its clock; {_TRY}",
+    ),
+)
 PATIENCE_S = 60.0  # after so long no further try begins
 # What SLURM sets inside a job or reads as defaults for options. Where the cluster is found stays.
 _INHERITED = tuple(f"{name}_" for name in ("SLURM", "SLURMD", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SACCT", "SINFO"))
@@ -40,6 +59,14 @@ class Answer:
     def text(self) -> str:
         """What it printed of what went wrong."""
         return self.err.strip() or self.out.strip()
+
+
+def user_name() -> str:
+    """Who this process is to the scheduler: never what USER says, which sudo and containers leave as it was."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 class Calls:
@@ -93,14 +120,15 @@ class Calls:
             raise UserError(
                 f"command {command[0]}", "is not here", "run this on a login node, or: module load slurm"
             ) from error
+        except OSError as error:  # words too long, no permission, no memory for a process
+            raise UserError(
+                f"command {command[0]}", f"cannot be started ({error.strerror})", "run it by hand to see why"
+            ) from error
         except subprocess.TimeoutExpired:
             return Answer(124, "", f"Socket timed out: {command[0]} did not answer within {timeout_s:.0f} s")
-        if done.returncode != 0 and _NO_CLUSTER.search(done.stderr):
-            raise UserError(
-                f"command {command[0]}",
-                "is installed here, but this machine belongs to no cluster (no slurm.conf)",
-                "run this on a login node, or set SLURM_CONF; to try it on one machine: rumpun testbench up",
-            )
+        for pattern, rule, fix in _BROKEN if done.returncode != 0 else ():
+            if re.search(pattern, done.stderr, re.IGNORECASE):
+                raise UserError(f"command {command[0]}", rule, fix)
         return Answer(done.returncode, done.stdout, done.stderr)
 
 

@@ -5,14 +5,13 @@ Every command is asked once in the life of an object: a mistake of the user is e
 
 from __future__ import annotations
 
-import getpass
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep.errors import UserError
 from launch.slurm import refusals
-from launch.slurm.call import Calls
+from launch.slurm.call import Calls, user_name
 from launch.slurm.facts import NodeFacts, Partition, config_in, node_in, partition_in, records_in
 
 
@@ -51,13 +50,13 @@ class ClusterFacts(Calls):
 
     def accounts(self) -> list[str]:
         """Accounts that the user may charge, the default one first; empty where accounting is off."""
-        user = getpass.getuser()
+        user = user_name()
         default = self._association(["show", "user", user, "format=defaultaccount"])
         return list(dict.fromkeys([*default, *self._association(["show", "assoc", f"user={user}", "format=account"])]))
 
     def qos(self) -> list[str]:
         """Levels of service that the user may ask for, the default one first; empty where accounting is off."""
-        query = ["show", "assoc", f"user={getpass.getuser()}"]
+        query = ["show", "assoc", f"user={user_name()}"]
         listed = [*self._association([*query, "format=defaultqos"]), *self._association([*query, "format=qos"])]
         return list(dict.fromkeys(name for line in listed for name in line.split(",") if name))
 

@@ -8,7 +8,6 @@ does not.
 
 from __future__ import annotations
 
-import getpass
 import re
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import Any
 from data_prep.errors import UserError
 from launch.slurm import refusals
 from launch.slurm.asked import asked_by
-from launch.slurm.call import clean_environment, silent
+from launch.slurm.call import clean_environment, silent, user_name
 from launch.slurm.cluster import ClusterFacts
 from launch.slurm.facts import NodeFacts, Partition, pairs_in
 from launch.slurm.hostlist import expand
@@ -155,7 +154,7 @@ class Slurm(ClusterFacts):
     def _arrived(self, script: Path, since: float, *, looks: int = 2) -> list[str]:
         """Ids of this user's jobs with this script, submitted since then, oldest first. A controller that has just come
         to itself may answer us before it serves what was sent earlier: it is asked more than once."""
-        command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%F|%V|%o"]
+        command = ["squeue", "--noheader", f"--user={user_name()}", "--format=%F|%V|%o"]
         place, found = str(script.resolve()), set[int]()
         for look in range(looks):
             if look:

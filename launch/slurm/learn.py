@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 import shutil
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.slurm.call import user_name
 from launch.slurm.commands import Slurm
 from launch.slurm.facts import NodeFacts, Partition, names, records_in
 from launch.slurm.job_state import seconds_of
@@ -102,7 +102,7 @@ def _choose(slurm: Slurm, wanted: str | None) -> Partition:
 
 
 def _account(slurm: Slurm, here: Partition, found: Learned) -> None:
-    user = getpass.getuser()
+    user = user_name()
     mine = slurm.accounts()
     allowed = [account for account in mine if not here.allow_accounts or account in here.allow_accounts]
     if mine:
@@ -185,7 +185,7 @@ def _time(slurm: Slurm, here: Partition, record: dict[str, str], found: Learned)
     limits = {qos: f"qos {qos}" for qos in (record.get("QoS", "N/A"), found.values.get("qos", of_user))}
     questions = [text for qos, text in limits.items() if qos not in ("", "N/A", "(null)")]
     if account := found.values.get("account"):
-        questions.append(f"assoc user={getpass.getuser()} account={account}")
+        questions.append(f"assoc user={user_name()} account={account}")
     for question in questions:  # the scheduler queues a job above these limits, and never starts it
         wall = _ask(slurm, question, "maxwall")
         minutes = (seconds_of(wall) or 0) // 60

@@ -58,7 +58,7 @@ def words_of(text: str) -> str:
     """The scheduler's own words, in one line without the names of its programs."""
     lines = [re.sub(r"^(?:/?[\w./-]+: )?(?:error|fatal): ", "", line.strip()) for line in text.splitlines()]
     lines = [re.sub(r"^allocation failure: |^Batch job submission failed: ", "", line) for line in lines if line]
-    return "; ".join(dict.fromkeys(lines))[:300] or "no reason given"
+    return "; ".join(list(dict.fromkeys(lines))[-3:])[:300] or "no reason given"
 
 
 def submission_refused(text: str, asked: Asked, cluster: Cluster) -> UserError:
@@ -205,6 +205,11 @@ def _script(text: str, _: Asked, __: Cluster) -> UserError:
     return UserError("the job script", words_of(text), "give a script that can be read and begins with #!/bin/bash")
 
 
+def _disk(text: str, _: Asked, __: Cluster) -> UserError:
+    rule = f"was not taken by the controller ({words_of(text)})"
+    return UserError("the job script", rule, "its own disk is full or its limits are reached: tell the administrators")
+
+
 _SUBMISSION: tuple[tuple[str, Callable[[str, Asked, Cluster], UserError]], ...] = (
     (r"invalid partition|no partition specified|default partition not set", _partition),
     (r"not permitted to use this partition|access/permission denied", _closed),
@@ -224,6 +229,7 @@ _SUBMISSION: tuple[tuple[str, Callable[[str, Asked, Cluster], UserError]], ...] 
     ),
     (r"required node not available|requested nodes are busy", _size),
     (r"dependency problem|circular job dependency", _dependency),
+    (r"i/o error writing script|maxjobcount|temporarily unavailable", _disk),
     (r"unable to open file|does not look like a batch script|script is empty|dos line breaks", _script),
     (r"unrecognized option|specification$|invalid --|ambiguous|requires an argument", _option),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from fake_slurm import NODES, Clock, FakeSlurm
 
 from data_prep.errors import UserError
+from launch.slurm.call import user_name
 from launch.slurm.commands import JobGone, RequeueRefused, Slurm, clean_environment
 
 if TYPE_CHECKING:
@@ -63,12 +65,43 @@ def test_missing_commands_are_named_in_one_line(tmp_path: Path, monkeypatch: pyt
     Slurm.here(need=("scontrol",))
 
 
-def test_installed_without_a_cluster_is_one_line(fake: FakeSlurm) -> None:
-    fake.says("scontrol", err="scontrol: error: fetch_config: DNS SRV lookup failed\nscontrol: fatal: Could not "
-              "establish a configuration source\n", code=1)  # fmt: skip
-    with pytest.raises(UserError, match="belongs to no cluster") as caught:
-        Slurm().partitions()
-    assert "rumpun testbench up" in caught.value.fix
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [  # as SLURM 22.05 prints them
+        ("scontrol: error: fetch_config: DNS SRV lookup failed\nscontrol: fatal: Could not establish a configuration "
+         "source", "belongs to no cluster"),
+        ("squeue: error: ClusterName needs to be specified\nsqueue: fatal: Unable to process configuration file",
+         "cannot read its configuration"),
+        ('squeue: error: If munged is up, restart with --num-threads=10\nsqueue: error: Munge encode failed: Failed to '
+         'access "/run/munge/munge.socket.2": No such file or directory (Did you start munged?)\n'
+         "slurm_load_jobs error: Protocol authentication error", "munge"),
+    ],
+)  # fmt: skip
+def test_installed_but_of_no_use_is_one_line(fake: FakeSlurm, script: Path, text: str, rule: str) -> None:
+    for command, ask in (
+        ("scontrol", lambda: Slurm().partitions()),
+        ("squeue", lambda: Slurm().jobs(["1"])),
+        ("sbatch", lambda: Slurm().test(script)),
+        ("scancel", lambda: Slurm().cancel(["1"])),
+    ):
+        fake.says(command, err=text + "\n", code=1)
+        with pytest.raises(UserError, match=rule) as caught:
+            ask()
+        assert caught.value.value == f"command {command}" and "\n" not in str(caught.value)
+        assert fake.calls(command) == 1
+
+
+def test_a_program_that_cannot_be_started_is_one_line(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fake.folder / "squeue").write_text("not a program")
+    monkeypatch.setenv("PATH", str(fake.folder))
+    with pytest.raises(UserError, match="command squeue: cannot be started"):
+        Slurm().jobs(["1"])
+
+
+def test_the_user_is_the_one_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "somebody-else")
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    assert user_name() == subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip()
 
 
 def test_a_surrounding_job_is_not_inherited(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
@@ -209,6 +242,8 @@ REFUSED = [
     ("/usr/bin/sbatch: unrecognized option '--bogus'\nTry \"sbatch --help\" for more information", ["--bogus"],
      ["'--bogus'"]),
     ("sbatch: error: This does not look like a batch script.", [], ["#!/bin/bash"]),
+    ("sbatch: error: Batch job submission failed: I/O error writing script/environment to file", [],
+     ["its own disk is full"]),
     ("sbatch: error: cli_filter plugin terminated with error\nsbatch: error: Ask helpdesk", [], ["Ask helpdesk"]),
 ]  # fmt: skip
 
