@@ -52,7 +52,11 @@ GROUPS = {
     "tests/launch/slurm/": "cluster",
     "tests/train/survival/": "survival",
     "tests/train/survival/test_soak.py": "soak",
-    "tests/train/invariance/": "invariance",
+    # ranks are forked from one process that has imported everything
+    "tests/train/invariance/": "ranks",
+    "tests/train/test_precision.py": "ranks",
+    "tests/train/test_pretrain.py": "ranks",
+    "tests/train/test_zero_state.py": "ranks",
 }
 # Files whose tests share nothing that is made for them alone: a group each.
 APART = (
@@ -65,15 +69,14 @@ APART = (
 SECONDS: dict[str, float] = {
     "cluster": 900,
     "survival": 250,
+    "ranks": 150,
     "tests/test_readme.py": 130,
     "tests/test_benchmarks.py::test_policies_are_mined_trained_and_scored_alike": 120,
     "tests/launch/test_pipeline.py::test_kill_minus_nine_in_every_stage_ends_in_the_same_table": 100,
-    "invariance": 90,
     "tests/launch/test_history.py::test_a_user_changes_only_the_resources": 80,
     "tests/test_real_data.py": 80,
     "tests/test_benchmarks.py::test_rumpun_trains_as_sentence_transformers_does": 70,
     "tests/train/test_heartbeat.py": 60,
-    "tests/train/test_zero_state.py": 50,
     "tests/test_benchmarks.py::test_a_real_model_is_finetuned_by_both": 45,
     "tests/test_benchmarks.py::test_a_resumed_training_pays_for_checking_and_reading_its_checkpoint": 45,
     "tests/test_benchmarks.py::test_all_ways_of_embedding_agree_and_the_cache_saves_what_it_knows": 45,
