@@ -1,7 +1,8 @@
 # Settings of a bench, and the configuration files that follow from them. Part of testbench.
 
 NODES=4 GPUS=2 CPUS=8 MEMORY_MB=16000 GRACE_S=20 ACCOUNTING=yes
-declare -A CONF=() # lines of slurm.conf that the user wants otherwise
+declare -A CONF=()   # lines of slurm.conf that the user wants otherwise
+declare -A WANTED=() # what the options of this call ask for, by the names above and CONF.KEY
 
 read_settings() { # only those of a folder of ours: they end up in arithmetic, which bash evaluates
   local key value sum
@@ -23,21 +24,19 @@ save_settings() {
   for key in "${!CONF[@]}"; do echo "CONF.$key=${CONF[$key]}"; done >>"$BENCH/etc/settings"
 }
 
-setting() { # setting OPTION VALUE: check, and note in CHANGED what differs from the settings so far
+setting() { # setting OPTION VALUE: check an option of "up", and note it in WANTED
   local option=$1 value=$2 name key
   name=${option#--} name=${name//-/_} name=${name^^}
   case $option in
     --accounting) case $value in yes | no) ;; *) fail "$option $value" "must be yes or no" "$option yes" ;; esac ;;
     --slurm-conf)
-      key=${value%%=*}
+      key=${value%%=*} name=CONF.$key
       case $value in *$'\n'*) key='' ;; *=*) ;; *) key='' ;; esac
       case $key in
         '' | *[!A-Za-z0-9]* | NodeName | PartitionName | ClusterName)
           fail "$option $value" "must be KEY=VALUE, one line of slurm.conf" "$option SlurmdTimeout=5" ;;
       esac
-      if [ "${CONF[$key]-none}" != "${value#*=}" ]; then CHANGED="$CHANGED $value"; fi
-      CONF[$key]=${value#*=}
-      return
+      value=${value#*=}
       ;;
     *)
       case $value in '' | *[!0-9]*) fail "$option $value" "must be a whole number" "testbench help" ;; esac
@@ -50,8 +49,25 @@ setting() { # setting OPTION VALUE: check, and note in CHANGED what differs from
       esac
       ;;
   esac
-  if [ "${!name}" != "$value" ]; then CHANGED="$CHANGED $option $value"; fi
-  declare -g "$name=$value"
+  WANTED[$name]=$value
+}
+
+settle() { # the settings of the folder, changed by those of this call; CHANGED says which
+  local key
+  CHANGED=''
+  read_settings
+  for key in "${!WANTED[@]}"; do
+    case $key in
+      CONF.*)
+        if [ "${CONF[${key#CONF.}]-none}" != "${WANTED[$key]}" ]; then CHANGED="$CHANGED ${key#CONF.}=${WANTED[$key]}"; fi
+        CONF[${key#CONF.}]=${WANTED[$key]}
+        ;;
+      *)
+        if [ "${!key}" != "${WANTED[$key]}" ]; then CHANGED="$CHANGED $key=${WANTED[$key]}"; fi
+        declare -g "$key=${WANTED[$key]}"
+        ;;
+    esac
+  done
 }
 
 nodes() {

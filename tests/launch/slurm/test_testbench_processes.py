@@ -133,6 +133,20 @@ def test_down_ends_its_own_processes_only_and_keeps_the_queue(
         bystander.wait()
 
 
+@pytest.mark.slow
+def test_settings_may_change_while_it_is_down_and_two_may_start_it(new_bench: Callable[..., Cluster]) -> None:
+    bench = new_bench("--nodes", "3", "--accounting", "no")
+    bench.testbench("down")
+    options = ["--nodes", "2", "--gpus", "0", "--slurm-conf", "MaxArraySize=7"]
+    both = [subprocess.Popen([SCRIPT, "up", "--at", bench.folder, *options], stderr=subprocess.PIPE) for _ in range(2)]
+    for up in both:
+        told = up.communicate(timeout=240)[1]
+        assert up.returncode == 0, told
+    assert bench.nodes == ["node1", "node2"]
+    assert bench.run(["srun", "-N2", "hostname"]).stdout.split() != []
+    _one_line([SCRIPT, "up", "--at", bench.folder, "--slurm-conf", "MaxArraySize=8"], "other settings: MaxArraySize=8")
+
+
 def _queue(cluster: Cluster) -> list[str]:
     return cluster.run(["squeue", "-h", "-o", "%i"]).stdout.split()
 
