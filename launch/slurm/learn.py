@@ -68,6 +68,11 @@ def learn(slurm: Slurm, name: str, *, partition: str | None = None) -> Learned:
     source = f"scontrol show partition {here.name}"
     line = "Default=YES" if here.default else f"PartitionName={here.name}"
     found.put("partition", here.name, source, f"{line} State={here.state} Nodes={record.get('Nodes', '')}")
+    if here.state != "UP":
+        found.warnings.append(f"partition {here.name} takes no jobs now: State={here.state}")
+    if here.max_nodes is not None:
+        found.put("max_nodes", None, source, f"MaxNodes={here.max_nodes}")
+        found.also["max_nodes"] = f"{here.max_nodes} a job"
     _account(slurm, here, found)
     kind = _nodes(slurm, here, found)
     _time(slurm, here, record, found)
@@ -150,6 +155,12 @@ def _nodes(slurm: Slurm, here: Partition, found: Learned) -> list[NodeFacts]:
     if gpu_type:
         cite("gpu_type", gpu_type, kind[0], "Gres")
     cite("cpus_per_node", few_cpus.cpus or None, few_cpus, "CPUEfctv", "CPUTot", "ThreadsPerCore")
+    threads = int(lines[few_cpus.name].get("ThreadsPerCore", "1") or 1)
+    if threads > 1:
+        found.warnings.append(
+            f"cpus_per_node = {few_cpus.cpus} counts {threads} threads of each of {few_cpus.cpus // threads} cores: "
+            "ranks that compute on CPUs want one core each"
+        )
     cite("memory_gb", little.memory_mb // 1024 or None, little, "RealMemory", "MemSpecLimit")
     features = Counter(feature for node in members for feature in node.features)
     found.notes["constraint"] = (

@@ -145,6 +145,15 @@ def test_several_kinds_of_nodes(fake: FakeSlurm) -> None:
     assert "so on 2 of 5 nodes" in found.facts["gpu_type"]
 
 
+def test_what_a_user_should_mind_of_a_partition(fake: FakeSlurm) -> None:
+    fake.says("scontrol", NODES.replace("ThreadsPerCore=1", "ThreadsPerCore=2"), call="node")
+    fake.says("scontrol", PARTITIONS.replace("State=UP", "State=DRAIN"), call="partition")
+    found = learn(Slurm(), "lab", partition="low")
+    assert any("2 threads of each of 4 cores" in text for text in found.warnings)
+    assert any("State=DRAIN" in text for text in found.warnings)
+    assert found.also["max_nodes"] == "2 a job" and found.facts["max_nodes"].endswith(": MaxNodes=2")
+
+
 def test_without_accounting(fake: FakeSlurm) -> None:
     configured(fake, ("AccountingStorageType", "accounting_storage/none"))
     fake.says("sacctmgr", err="You are not running a supported accounting_storage plugin", code=1)
