@@ -274,7 +274,8 @@ class OnCluster:
         """Submit the job, alone: what it reads is there. Returns its id. Raises `UserError` where it is refused."""
         from dataclasses import replace
 
-        from launch.slurm.submit import check, decide, prepare, submit
+        from launch.slurm.decide import decide
+        from launch.slurm.submit import check, prepare, submit
 
         prepared = prepare(self._scene.order, only=self._scene.phase, slurm=self._slurm)
         own = [replace(job, after=()) for job in prepared.jobs if job.name == self._scene.phase]

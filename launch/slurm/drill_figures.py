@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 COARSE_S = 30.0
 """Seconds by which the scheduler may be late."""
+EARLY_S = 60.0
+"""Seconds by which its warning may come too early."""
 MARGIN = 1.5
 RULE = "1.5 × longest step + 1.5 × save + leaving + 30 s"
 _SAVES_COST = 20
@@ -279,12 +281,33 @@ def check(found: Figures, recipe: Recipe, profile: ClusterProfile) -> list[str]:
         )
     elif grace is not None:
         lines.append(f"{whose} is enough for a preemption ({found.grace} s)")
+    lines += _starting(found, recipe, grace)
     if recipe.launch.grace_s < found.grace:
         raise UserError(
             f"launch.grace_s = {recipe.launch.grace_s:g}", f"ranks need {found.grace} s to end their step and save",
             f"set launch.grace_s = {_up(found.grace)}",
         )  # fmt: skip
     return lines
+
+
+def _starting(found: Figures, recipe: Recipe, grace: int | None) -> list[str]:
+    """What is true of starts. Raises `UserError` where the time limit of a link leaves no time for a step."""
+    limit_s, lead = recipe.slurm.time_min * 60, recipe.slurm.signal_lead_s
+    needed_s = found.start + found.longest + lead + EARLY_S
+    if limit_s < needed_s:
+        raise UserError(
+            f"slurm.time_min = {recipe.slurm.time_min}",
+            f"leaves no time to train: start-up {found.start:.0f} s, a step {found.longest:.0f} s, the warning "
+            f"{lead} s before the end, or up to {EARLY_S:.0f} s sooner",
+            f"set slurm.time_min = {math.ceil(2 * needed_s / 60)} or more",
+        )
+    slow = max((moment.took_s for moment in found.moments), default=0.0)
+    if slow > (lead if grace is None else grace):
+        return [
+            f"a start that is signalled ends only after {slow:.0f} s, at its first boundary: it may be killed before, "
+            "and loses nothing but itself"
+        ]
+    return []
 
 
 def _up(seconds: int) -> int:

@@ -62,6 +62,7 @@ def submit_command(
     from data_prep.errors import UserError
     from launch.slurm.commands import Slurm
     from launch.slurm.decide import decide
+    from launch.slurm.drill_figures import lead_warning
     from launch.slurm.order import new_order
     from launch.slurm.submit import check, prepare, submit
 
@@ -76,6 +77,8 @@ def submit_command(
     except UserError as error:
         trouble = error
     prepared = prepare(order, time_min=time_min, only=only, slurm=slurm)
+    if warning := lead_warning(order.run, prepared.recipe):
+        typer.echo(warning, err=True)
     if not prepared.texts:
         what = f"all stages of {only} are" if only and prepared.jobs else f"all {prepared.stages} stages are"
         typer.echo(f"nothing to do: {what} up to date in {shown(order.run)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -100,6 +101,17 @@ def test_short_warnings_are_refused_in_one_line() -> None:
     assert check(found, recipe(slurm={"signal_lead_s": 39}), ClusterProfile()) == ["slurm.signal_lead_s = 39 is enough"]
     with pytest.raises(UserError, match=r"launch.grace_s = 8: .* 9 s"):
         check(found, recipe(launch={"grace_s": 8}), ClusterProfile())
+
+
+def test_a_link_must_have_time_for_a_step_and_a_slow_start_is_told() -> None:
+    found = measured()  # 16 s of start-up, a step of 3 s, a warning of 40 s or a minute sooner: 119 s
+    with pytest.raises(UserError, match=r"slurm.time_min = 1: leaves no time to train.*set slurm.time_min = 4"):
+        check(found, recipe(slurm={"time_min": 1, "signal_lead_s": 40}), ClusterProfile())
+    assert len(check(found, recipe(slurm={"time_min": 2, "signal_lead_s": 40}), ClusterProfile())) == 1
+    slow = dataclasses.replace(found, moments=[dataclasses.replace(found.moments[0], moment=START, took_s=28.6)])
+    assert "only after 29 s" in check(slow, recipe(), ClusterProfile(name="lab", grace_s=20))[2]
+    assert len(check(slow, recipe(), ClusterProfile(name="lab", grace_s=30))) == 2
+    assert len(check(slow, recipe(), ClusterProfile())) == 1
 
 
 def test_a_grace_that_is_too_short_asks_for_checkpoints_until_they_are_there() -> None:
@@ -274,21 +286,21 @@ def survived(told: dict[str, Any]) -> None:
     for one in told["moments"]:
         assert one["wrong"] == "" and (one["moment"] == LAST or one["went_on"] == one["saved"] + 1)
     first, start, save, last = (m["saved"] for m in told["moments"])
-    assert 0 < first == start < save < last
+    assert 0 < first <= start < save < last
     assert told["proof"].startswith("Proven") and "through 4 starts" in told["proof"]
 
 
 @pytest.mark.slow
 def test_a_drill_here(run: Path) -> None:
     before = contents(run)
-    done = drill(str(run), "--here", "--phase", "pretrain", "--steps", "3", "--json", cwd=run.parents[1])
+    done = drill(str(TINY), "--here", "--phase", "pretrain", "--steps", "3", "--json", cwd=run.parents[1])
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     survived(told)
     assert told == json.loads((run / "chain" / "drill.json").read_text()) and told["requeue_s"] is None
     assert contents(run) == before and not (run.parent / ".drill" / "tiny").exists()
     short = drill(
-        str(run), "--here", "--phase", "pretrain", "--steps", "3", "--moment", "step", "--set",
+        str(TINY), "--here", "--phase", "pretrain", "--steps", "3", "--moment", "step", "--set",
         "slurm.signal_lead_s=20", cwd=run.parents[1],
     )  # fmt: skip
     assert short.returncode == 2
@@ -300,7 +312,7 @@ def test_a_drill_here(run: Path) -> None:
 def test_a_drill_on_a_cluster(cluster: Cluster, run: Path) -> None:
     before = contents(run)
     done = drill(
-        str(run), "--cluster", "testbench", "--nodes", "2", "--tasks-per-node", "1", "--phase", "pretrain", "--steps",
+        str(TINY), "--cluster", "testbench", "--nodes", "2", "--tasks-per-node", "1", "--phase", "pretrain", "--steps",
         "3", "--json", cwd=run.parents[1], env=cluster.env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
