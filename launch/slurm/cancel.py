@@ -71,7 +71,10 @@ def cancel(run: Path, names: Sequence[str], slurm: Slurm, *, now: bool = False) 
     active = {id: state for id, state in states.items() if state.active}
     if not active:
         return []
-    Chain(run).stop(list(active), CANCELLED)
+    chain = Chain(run)
+    chain.stop(
+        [n for name, ids in units.items() for id in ids if id in active for n in numbers_of(chain, name, id)], CANCELLED
+    )
     order = sorted(units, key=lambda name: NAMES.index(name) if name in NAMES else len(NAMES))
     # of an array that runs, this takes the links that wait
     slurm.cancel([id for name in reversed(order) for id in reversed(units[name]) if id in active], pending_only=True)
@@ -103,6 +106,13 @@ def recent_ids(entry: Mapping[str, Any]) -> list[str]:
     return ids_of(entry)[-_RECENT:]
 
 
+def numbers_of(chain: Chain, name: str, id: str) -> list[str]:
+    """Under which ids a job may look up whether it shall go on: its own, and that of its link that began last, which
+    has a number of its own in an array."""
+    begun = [str(event["job"]) for event in chain.events(name) if event["event"] == "begin"]
+    return list(dict.fromkeys([id, *begun[-1:]]))
+
+
 def _doing(run: Path, name: str, state: JobState) -> str:
     """What a job was doing, in words."""
     if state.waiting:
@@ -121,6 +131,6 @@ def cancel_lines(run: Path, ended: Sequence[Ended]) -> list[str]:
         return [f"nothing to cancel: no job of {run} is in the queue"]
     wide = max(len(e.name) for e in ended)
     lines = [f"{e.name:{wide}}  {e.id}  was {e.was}: {e.told}" for e in ended]
-    if any("save" in e.told for e in ended):
+    if any(e.told.startswith("asked to save") for e in ended):
         lines.append(f"to end without waiting for a save: rumpun cancel {shlex.quote(str(run))} --now")
     return [*lines, f"finished stages and checkpoints are kept; to go on: rumpun submit {shlex.quote(str(run))}"]

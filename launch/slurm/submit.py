@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, write_atomically
-from launch.slurm.cancel import ids_of
+from launch.slurm.cancel import ids_of, numbers_of
 from launch.slurm.chain import Chain
 from launch.slurm.decide import Decision, decide, options_of
 from launch.slurm.directives import OUTPUT, directives, setup
@@ -169,7 +169,7 @@ def submit(prepared: Prepared, decisions: Sequence[Decision], slurm: Slurm, *, h
             slurm.cancel(decision.waiting)
         running = [id for decision in decisions for id in decision.running]
         if running:
-            chain.stop(running, RESIZED)
+            chain.stop([n for d in decisions for id in d.running for n in numbers_of(chain, d.job.name, id)], RESIZED)
             slurm.cancel(running, pending_only=True)  # of an array, the links that wait
             slurm.cancel(running, signal="USR1")
 

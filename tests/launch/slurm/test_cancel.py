@@ -61,6 +61,16 @@ def test_ranks_get_the_time_that_a_save_takes(lab: Lab) -> None:
     assert lab.fake.jobs[lab.ids["pretrain"]]["state"] == "CANCELLED"
 
 
+def test_the_running_link_of_an_array_finds_its_own_number(lab: Lab) -> None:
+    lab.fake.set("prepare", state="COMPLETED", left=True)
+    lab.fake.set("pretrain", state="RUNNING", nodes="node1")
+    log = lab.run / "chain" / "links" / "pretrain.jsonl"
+    log.parent.mkdir()
+    log.write_text("".join(json.dumps({"event": "begin", "job": job}) + "\n" for job in ("7001", "7002")))
+    lab.rumpun("cancel", lab.run)
+    assert "7002" in lab.stop() and "7001" not in lab.stop()
+
+
 def test_one_job_takes_those_that_wait_for_it(lab: Lab) -> None:
     lab.rumpun("cancel", lab.run, "finetune")
     assert cancelled(lab) == ["export", "eval", "finetune"]
