@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,8 +26,8 @@ def follow(link: Link, ending: Ending, progress: TerminalProgress) -> int:
         signal.signal(number, signal.SIG_IGN)
     route = _route(link)
     following = decide(
-        ending, events=link.chain.events(link.kind.name), settings=link.recipe.slurm, route=route,
-        last_of_array=link.place.last_of_array, stopped=link.chain.stopped(link.place.job_id),
+        ending, events=_events(link), settings=link.recipe.slurm, route=route,
+        last_of_array=link.place.last_of_array, stopped=stopped_why(link),
     )  # fmt: skip
     _remember(link, ending)
     if following.route != "none":
@@ -41,6 +41,24 @@ def follow(link: Link, ending: Ending, progress: TerminalProgress) -> int:
     if following.route == "none" and ending.outcome not in ("done", "superseded"):
         give_up_array(link.slurm, link.place)
     return following.exit
+
+
+def stopped_why(link: Link) -> str | None:
+    """Why this job shall not go on by itself; a link of an array is meant where the array is."""
+    place, chain = link.place, link.chain
+    return chain.stopped(place.job_id) or (chain.stopped(place.array[0]) if place.array else None)
+
+
+def _events(link: Link) -> list[dict[str, Any]]:
+    """What this job went through since it was submitted: whoever submits it anew gives it a new budget."""
+    told, name, job_id = link.chain.jobs(), link.kind.name, link.place.job_id
+    entry = told.get("jobs", {}).get(name, {})
+    ids = {str(entry.get("id")), *entry.get("former", [])}
+    submitted = job_id in ids or (link.place.array is not None and link.place.array[0] in ids)
+    events = link.chain.events(name)
+    if submitted:
+        return [event for event in events if event["time"] >= told["submitted_at"]]
+    return [event for event in events if event["job"] == job_id]
 
 
 def _route(link: Link) -> Route:
@@ -79,6 +97,8 @@ def _requeued(link: Link, ending: Ending, following: Next) -> int:
 
 def _succeeded(link: Link, ending: Ending) -> Next:
     without = ending.hosts if ending.leave_out else ()
+    if not link.chain.script(link.kind.name).is_file():
+        return Next("none", "it was submitted by hand: submit it again in the same way", ending.exit or DEFECT)
     try:
         new = succeed(link.slurm, link.place, link.chain, link.kind.name, without=without)
     except UserError as refused:

@@ -200,7 +200,7 @@ def job_command(
     """Run one link of a job, and see to what follows. Returns the exit code."""
     import traceback
 
-    from launch.slurm.follow import follow
+    from launch.slurm.follow import follow, stopped_why
 
     link = open_link(
         name, recipe, overrides, data=data, runs=runs, run_name=run_name, cluster=cluster, fresh=fresh
@@ -217,7 +217,8 @@ def job_command(
         eligible=place.eligible, start=place.started, end_limit=place.ends_at, link=number,
     )  # fmt: skip
     error: BaseException | None = None
-    if link.chain.stopped(place.job_id) is None:
+    why = stopped_why(link)
+    if why is None:
         try:
             _walk(link, progress)
         except BaseException as caught:
@@ -227,7 +228,7 @@ def job_command(
     else:
         from train.survival import Stopped
 
-        error = Stopped(str(link.chain.stopped(place.job_id)), 0)
+        error = Stopped(why, 0)
     ending = ending_of(error, link)
     if ending.outcome != "done":
         typer.echo(f"{'error: ' * (ending.outcome not in ('stopped', 'superseded'))}{error or ending.reason}", err=True)
