@@ -64,7 +64,8 @@ def learn(slurm: Slurm, name: str, *, partition: str | None = None) -> Learned:
     """
     found = Learned({"name": name})
     here = _choose(slurm, partition)
-    record = next(r for r in records_in(slurm.fact("scontrol", "-o", "show", "partition")) if r_name(r) == here.name)
+    records = records_in(slurm.fact("scontrol", "-o", "show", "partition"))
+    record = next(record for record in records if record.get("PartitionName") == here.name)
     source = f"scontrol show partition {here.name}"
     line = "Default=YES" if here.default else f"PartitionName={here.name}"
     found.put("partition", here.name, source, f"{line} State={here.state} Nodes={record.get('Nodes', '')}")
@@ -86,11 +87,6 @@ def learn(slurm: Slurm, name: str, *, partition: str | None = None) -> Learned:
     cluster = config.get("ClusterName", name)
     found.put("about", f"{cluster}: {offer}{gpus}", CONFIG, f"ClusterName = {cluster}; SLURM_VERSION = {version}")
     return found
-
-
-def r_name(record: dict[str, str]) -> str:
-    """The name of a partition's record."""
-    return record.get("PartitionName", "")
 
 
 def _choose(slurm: Slurm, wanted: str | None) -> Partition:

@@ -24,7 +24,9 @@ TRANSIENT = re.compile(
 # After these a submission may have arrived all the same: it is looked for before it is repeated.
 UNSURE = re.compile(r"socket timed out|connection timed out|zero bytes were|receive failure|reset", re.IGNORECASE)
 UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
-_OVER = re.compile(r"already (completing or completed|finished)|job is not (running|pending)", re.IGNORECASE)
+_OVER = re.compile(
+    r"already (completing or completed|finished)|job is not (running|pending)|no active jobs match", re.IGNORECASE
+)
 
 
 class JobGone(UserError):
@@ -160,7 +162,9 @@ def _time(text: str, asked: Asked, cluster: Cluster) -> UserError:
     limit = here.max_time_min if here else None
     where = f"partition {here.name}" if here else "this partition"
     rule = f"{where} allows {limit} minutes" if limit else f"{words_of(text)}"
-    fix = f"set slurm.time_min to {limit} or less" if limit else "see the limits of your account: sacctmgr show assoc"
+    fix = "see the limits of your account: sacctmgr show assoc"
+    if limit:
+        fix = f"set slurm.time_min (of jobs without ranks: slurm.stage_time_min) to {limit} or less"
     return UserError(f"time limit of {asked.time_min or 'the default'} minutes", rule, fix)
 
 
@@ -169,7 +173,7 @@ def _size(text: str, asked: Asked, cluster: Cluster) -> UserError:
     if here is None:
         return UserError("this job", words_of(text), f"partitions: {_open(cluster.partitions())}")
     why = lacking(asked, here, cluster.node_facts())
-    wanted = f"{asked.nodes} nodes" + (f" with {asked.gpus} GPUs each" if asked.gpus else "")
+    wanted = f"{asked.nodes} node{'s' * (asked.nodes > 1)}" + (f" with {asked.gpus} GPUs each" if asked.gpus else "")
     return UserError(
         f"{wanted} in partition {here.name}", why or words_of(text), f"ask for less; there: {has(here, cluster)}"
     )

@@ -461,6 +461,8 @@ def test_cancelling(fake: FakeSlurm) -> None:
     fake.says("scancel", err="scancel: error: Kill job error on job id 12: Invalid job id specified\nscancel: error: "
               "Kill job error on job id 13: Job/step already completing or completed\n", code=1)  # fmt: skip
     slurm.cancel(["12", "13"])
+    fake.says("scancel", err="scancel: error: No active jobs match ALL job filters, including: state=PENDING\n", code=1)
+    slurm.cancel(["12", "13"], pending_only=True)
     fake.says("scancel", err="scancel: error: Kill job error on job id 13: Access/permission denied\n", code=210)
     with pytest.raises(UserError, match="job 13: you may not cancel it"):
         slurm.cancel(["12", "13"])
