@@ -56,6 +56,10 @@ class Training:
         lines = path.read_text().splitlines() if path.exists() else []
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
+    def ended(self, *, restart: int) -> dict:
+        """How the ranks of a restart of the job ended, the last time."""
+        return [event for event in self.events("ranks_ended") if event["restart"] == restart][-1]
+
     def trains(self, *, starts: int, more: int = 4) -> None:
         """Until start number `starts` of the ranks has taken a few steps."""
         self.cluster.wait_for(f"start {starts}", lambda: len(self.events("stepping")) >= starts, 180)
@@ -135,7 +139,7 @@ def test_it_survives_everything_and_ends_the_same(cluster: Cluster, reference: P
     cluster.wait_for_state(urgent, "COMPLETED", 120)
     it.trains(starts=4)
     assert cluster.show(job)["Restarts"] == "2"
-    stopped = it.events("ranks_ended")[-1]
+    stopped = it.ended(restart=1)
     assert (stopped["outcome"], stopped["reason"]) == ("stopped", "SIGTERM")
     assert stopped["saved"] == stopped["last"]  # nothing to do again
 
