@@ -88,14 +88,15 @@ def cause_of(
         return _stopped(events, end, state, stop)
     if outcome == "superseded":
         return "a later start of the same job had taken over"
+    nodes = event_of(events, "begin").get("nodes") or (run.nodes if run is not None else ())
+    if state == "NODE_FAIL":  # what the ranks said is only that they lost the others
+        return _failed_node(nodes, next_nodes)
     if outcome is not None:
         reason = event_of(events, "ranks_ended").get("reason") if not end.get("reason") else end["reason"]
         return first_line(reason or "failed without a message", 120)
-    nodes = event_of(events, "begin").get("nodes") or (run.nodes if run is not None else ())
     words = {
         "PREEMPTED": "preempted",
         "TIMEOUT": "time limit",
-        "NODE_FAIL": _failed_node(nodes, next_nodes),
         "BOOT_FAIL": "a node did not boot",
         "OUT_OF_MEMORY": "out of memory",
         "REQUEUED": "requeued by hand",
@@ -130,6 +131,8 @@ def _stopped(events: Sequence[Mapping[str, Any]], end: Mapping[str, Any], state:
         "TERM" in reason
     ):  # a job that requeues itself in the time that preemption leaves it is not accounted as preempted
         return "preempted (SIGTERM)" if state == "REQUEUED" else "preempted or asked to end (SIGTERM)"
+    if "USR" in reason:
+        return f"warned of its time limit or of a preemption ({plain(reason, 20)})"
     return first_line(f"asked to stop ({reason})" if reason else "asked to stop", 120)
 
 

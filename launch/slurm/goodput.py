@@ -205,6 +205,7 @@ class _Window:
     end: float
     stepping: Mapping[str, Any] | None = None
     ended: Mapping[str, Any] | None = None
+    last: bool = False
 
 
 def link_intervals(
@@ -223,6 +224,9 @@ def link_intervals(
     lost: list[tuple[float, float, str]] = []
     window: _Window | None = None
     stage, open_since = "", None
+    # the failure that ended the link has the link's cause: a lost node shows as ranks that lost each other
+    last_ranks = next((event for event in reversed(events) if event["event"] == "ranks"), None)
+    last_ranks = last_ranks if any(event["event"] == "end" for event in events) else None
     for event in events:
         kind, time = event["event"], float(event["time"])
         if window is not None and kind in ("ranks", "ranks_ended", "stage_done", "end"):
@@ -238,7 +242,7 @@ def link_intervals(
         elif kind == "preflight":
             marks += [(time - float(event.get("seconds") or 0.0), "preflight", ""), (time, "controller", "")]
         elif kind == "ranks":
-            window = _Window(str(event.get("phase", stage)), time, bounds.end)
+            window = _Window(str(event.get("phase", stage)), time, bounds.end, last=event is last_ranks)
             marks.append((time, "processes", ""))
         elif kind == "stepping" and window is not None:
             window.stepping = event
@@ -275,7 +279,8 @@ def _train(
     """Add the marks of one start of ranks, and what of it was lost."""
     phase = phases.get(window.phase, Phase())
     outcome = (window.ended or {}).get("outcome")
-    why = str((window.ended or {}).get("reason") or "") if outcome not in (None, "done", "stopped") else cause
+    own = outcome not in (None, "done", "stopped") and not (window.last and cause)
+    why = str((window.ended or {}).get("reason") or "") if own else cause
     number = _number_of(phase, window)
     running = window.ended is None and bounds.running
     saved_all = running or outcome in ("done", "stopped")
