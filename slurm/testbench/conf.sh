@@ -18,10 +18,13 @@ read_settings() { # only those of a folder of ours: they end up in arithmetic, w
   done <"$BENCH/etc/settings"
 }
 
-save_settings() {
+save_settings() { # save_settings FOLDER
   local key
-  for key in NODES GPUS CPUS MEMORY_MB GRACE_S ACCOUNTING; do echo "$key=${!key}"; done >"$BENCH/etc/settings"
-  for key in "${!CONF[@]}"; do echo "CONF.$key=${CONF[$key]}"; done >>"$BENCH/etc/settings"
+  {
+    for key in NODES GPUS CPUS MEMORY_MB GRACE_S ACCOUNTING; do echo "$key=${!key}"; done
+    for key in "${!CONF[@]}"; do echo "CONF.$key=${CONF[$key]}"; done
+  } >"$1/settings.new"
+  mv "$1/settings.new" "$1/settings"
 }
 
 setting() { # setting OPTION VALUE: check an option of "up", and note it in WANTED
@@ -78,7 +81,7 @@ address() { echo "$NET.$((10 + ${1#node}))"; }
 
 write_configuration() {
   local node
-  save_settings
+  save_settings "$BENCH/etc"
   if [ ! -s "$BENCH/etc/munge.key" ]; then (umask 077 && head -c 128 /dev/urandom >"$BENCH/etc/munge.key"); fi
   {
     echo "127.0.0.1 localhost"

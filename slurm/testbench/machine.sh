@@ -62,11 +62,16 @@ check_folder() {
 claim_folder() { # nobody else's folder, and none that holds other things: purge removes it
   if [ -e "$BENCH" ]; then
     [ -d "$BENCH" ] && [ -O "$BENCH" ] || fail "--at $BENCH" "is not a folder of yours" "choose another one"
-    [ -e "$BENCH/etc/settings" ] || [ -z "$(ls -A "$BENCH")" ] || fail "--at $BENCH" "holds other things" "choose an empty or a new folder"
+    [ -e "$BENCH/etc/settings" ] || [ -z "$(ls -A "$BENCH" | grep -v '^etc\.new\.')" ] ||
+      fail "--at $BENCH" "holds other things" "choose an empty or a new folder"
   fi
-  mkdir -p "$BENCH"/{etc,log,pids,state,bin,nodes} || fail "--at $BENCH" "cannot be written" "choose another folder"
+  if [ ! -e "$BENCH/etc/settings" ]; then # at once, by a rename: an interrupted start leaves a bench or nothing
+    mkdir -p "$BENCH/etc.new.$$" || fail "--at $BENCH" "cannot be written" "choose another folder"
+    save_settings "$BENCH/etc.new.$$"
+    mv -T "$BENCH/etc.new.$$" "$BENCH/etc" 2>/dev/null || rm -rf "$BENCH/etc.new.$$" # another "up" was first
+  fi
+  mkdir -p "$BENCH"/{log,pids,state,bin,nodes}
   chmod 755 "$BENCH"
-  [ -e "$BENCH/etc/settings" ] || save_settings
 }
 
 need_bench() {

@@ -248,6 +248,20 @@ def test_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
+def test_folder_of_a_start_that_was_killed_at_once_serves_again(tmp_path: Path) -> None:
+    if lacks := why_not():
+        pytest.skip(lacks)
+    bench = tmp_path / "bench"
+    (bench / "etc.new.4711").mkdir(parents=True)
+    try:
+        up = [SCRIPT, "up", "--at", bench, "--nodes", "1", "--accounting", "no"]
+        answer = subprocess.run(up, capture_output=True, text=True, timeout=240)
+        assert answer.returncode == 0, answer.stderr
+    finally:
+        subprocess.run([SCRIPT, "purge", "--at", bench], capture_output=True, timeout=120, check=True)
+
+
 def test_folder_of_someone_else_is_not_believed(tmp_path: Path) -> None:
     if lacks := why_not():
         pytest.skip(lacks)
