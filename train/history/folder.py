@@ -12,11 +12,12 @@ import errno
 import os
 import re
 import shutil
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from data_prep.files import disk_errors
-from train.history.fence import Fence, fsync_folder, number_of, prepared_by, sweep_beside, write_fenced
+from train.history.fence import Fence, Superseded, fsync_folder, number_of, prepared_by, sweep_beside, write_fenced
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -67,15 +68,24 @@ def put(source: Path, place: Path) -> None:
     fsync_folder(place.parent)
 
 
-def remove(place: Path) -> None:
+def remove(place: Path, fence: Fence | None = None) -> None:
     """Delete a checkpoint or an unfinished one.
 
     It loses its name first: a half-deleted one is never taken for a damaged one, and a rank that is still writing into
-    an unfinished one finds it gone.
+    an unfinished one finds it gone. Where a newer start turns out to have the history, it gets its name back.
+
+    Raises `Superseded` in that case.
     """
     leaving = place.with_name(f".{place.name.removeprefix('.')}.removing")
     shutil.rmtree(leaving, ignore_errors=True)
     os.rename(place, leaving)
+    if fence is not None:
+        try:
+            fence.check()
+        except Superseded:
+            with suppress(OSError):  # the newer start has swept it away already
+                os.rename(leaving, place)
+            raise
     shutil.rmtree(leaving, ignore_errors=True)
 
 
@@ -135,7 +145,10 @@ def sweep(folder: Path, *, fence: Fence | None = None, before_attempt: int | Non
             recover(folder)
             sweep_beside(folder, fence)
         for path in folder.glob(".step-*.removing"):
-            shutil.rmtree(path, ignore_errors=True)
+            gone = folder / f".step-{uuid.uuid4().hex}.removing"
+            with suppress(FileNotFoundError):
+                os.rename(path, gone)  # first: an older start must not give its name back to a half-deleted one
+            shutil.rmtree(gone, ignore_errors=True)
         for path in folder.glob(f".{LATEST}.*.tmp"):
             if prepared_by(path) is None:
                 path.unlink(missing_ok=True)

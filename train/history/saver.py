@@ -302,7 +302,7 @@ class Saver:
         for old in steps:
             if old not in kept:
                 self._check()
-                remove(self._folder / step_name(old))
+                remove(self._folder / step_name(old), self._fence)
 
 
 class _Task:
