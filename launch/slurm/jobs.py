@@ -167,6 +167,7 @@ def jobs_of(
         if kind.trains:
             phase = getattr(recipe, kind.name)
             field = "batch_rows" if kind.name == "pretrain" else "batch_pairs"
+            _check_warning(recipe.slurm.signal_lead_s, shape)
             _check_fills(getattr(phase, field), shape, name=f"{kind.name}.{field}")
         found.append(
             Job(
@@ -206,6 +207,16 @@ def _check_fills(batch: int, shape: Shape, *, name: str) -> None:
             f"{error.value} on {nodes} node{'s' * (nodes != 1)} with {each} processes each", error.rule,
             f"use {shape.ranks} or more, or fewer ranks: {fewer}",
         ) from error  # fmt: skip
+
+
+def _check_warning(lead_s: int, shape: Shape) -> None:
+    seconds = 60 * shape.time_min
+    if lead_s >= seconds:
+        raise UserError(
+            f"slurm.signal_lead_s = {lead_s}",
+            f"must be below the {seconds} seconds of a link, which would be warned at once",
+            f"ask for more time than {-(-lead_s // 60)} minutes, or lower the lead (`rumpun drill`)",
+        )
 
 
 def _asks_gpu(name: str, recipe: Recipe) -> bool:

@@ -177,16 +177,19 @@ def dry_run_lines(
 
 
 def cancel_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, e.g. runs/demo")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or its name")],
     jobs: Annotated[
         list[str] | None, typer.Argument(metavar="[JOB]…", help="these, and what waits for them; none: all of the run")
     ] = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="where run folders are")] = Path("runs"),
     now: Annotated[bool, typer.Option("--now", help="do not wait until training has saved")] = False,
 ) -> None:
     """End the jobs of a run: those that wait leave the queue, training saves and ends, nothing goes on by itself."""
+    from launch.ledger_command import find_run
     from launch.slurm.cancel import cancel, cancel_lines, chain_of
     from launch.slurm.commands import Slurm
 
-    chain_of(run)
-    for line in cancel_lines(run, cancel(run, jobs or [], Slurm.here(), now=now)):
+    folder = find_run(run, runs)
+    chain_of(folder)
+    for line in cancel_lines(folder, cancel(folder, jobs or [], Slurm.here(), now=now)):
         typer.echo(line)

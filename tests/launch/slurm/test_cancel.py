@@ -72,7 +72,7 @@ def test_the_running_link_of_an_array_finds_its_own_number(lab: Lab) -> None:
 
 
 def test_one_job_takes_those_that_wait_for_it(lab: Lab) -> None:
-    lab.rumpun("cancel", lab.run, "finetune")
+    lab.rumpun("cancel", "tiny", "finetune")  # the name of a run does as well
     assert cancelled(lab) == ["export", "eval", "finetune"]
     assert set(lab.stop()) == {lab.ids[name] for name in ("finetune", "eval", "export")}
 
@@ -103,7 +103,7 @@ def test_a_former_job_that_still_saves_is_cancelled_too(lab: Lab) -> None:
 
 def test_mistakes(lab: Lab, tmp_path: Path) -> None:
     assert "did you mean 'finetune'" in lab.rumpun("cancel", lab.run, "finetuning", code=2).stderr
-    assert "no such folder" in lab.rumpun("cancel", "nowhere", code=2).stderr
+    assert "nowhere" in lab.rumpun("cancel", "nowhere", code=2).stderr
     (lab.place / "other").mkdir()
     assert "was never submitted" in lab.rumpun("cancel", "other", code=2).stderr
     assert "login node" in lab.rumpun("cancel", lab.run, slurm=False, code=2).stderr

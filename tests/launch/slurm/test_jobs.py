@@ -173,6 +173,12 @@ def test_what_could_only_fail_in_the_job_fails_here() -> None:
     assert "pretrain" not in the_jobs(GPUS, to_do=["finetune"])
 
 
+def test_a_warning_must_come_after_the_beginning() -> None:
+    with pytest.raises(UserError, match=r"slurm.signal_lead_s = 180.*more time than 3 minutes"):
+        the_jobs(ClusterProfile(max_time_min=3))
+    assert the_jobs(ClusterProfile(max_time_min=3), "slurm.signal_lead_s=60")["finetune"].lead_s == 60
+
+
 @pytest.mark.parametrize(
     ("profile", "recipe", "training", "stage"),
     [
