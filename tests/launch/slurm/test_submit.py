@@ -339,6 +339,7 @@ def test_nodes_with_a_bad_past_are_left_out(lab: Lab) -> None:
     assert "--exclude" not in (lab.run / "chain" / "scripts" / "finetune.sbatch").read_text()
 
 
+@pytest.mark.slow
 def test_submitting_and_cancelling_cost_little_more_than_reading_a_recipe(lab: Lab) -> None:
     used: dict[str, list[float]] = {}
     for n in range(3):
