@@ -291,21 +291,19 @@ def survived(told: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_drill_here(run: Path) -> None:
+def test_a_drill_here_that_finds_the_warning_too_short(run: Path) -> None:
     before = contents(run)
-    done = drill(str(TINY), "--here", "--phase", "pretrain", "--steps", "3", "--json", cwd=run.parents[1])
-    assert done.returncode == 0, done.stderr
+    words = ["--here", "--phase", "pretrain", "--steps", "3", "--set", "slurm.signal_lead_s=20", "--json"]
+    done = drill(str(TINY), *words, cwd=run.parents[1])
+    assert done.returncode == 2, done.stderr
     told = json.loads(done.stdout)
     survived(told)
     assert told == json.loads((run / "chain" / "drill.json").read_text()) and told["requeue_s"] is None
-    assert contents(run) == before and not (run.parent / ".drill" / "tiny").exists()
-    short = drill(
-        str(TINY), "--here", "--phase", "pretrain", "--steps", "3", "--moment", "step", "--set",
-        "slurm.signal_lead_s=20", cwd=run.parents[1],
-    )  # fmt: skip
-    assert short.returncode == 2
-    (line,) = [line for line in short.stderr.splitlines() if line.startswith("error: ")]
-    assert "slurm.signal_lead_s = 20: must be at least" in line
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"slurm.signal_lead_s = 20: must be at least {told['lead_s']}" in line and told["lead_s"] > 30
+    scratch = run.parent / ".drill" / "tiny"
+    assert f"logs of the drill: {scratch / 'logs'}" in done.stderr and (scratch / "logs" / "pretrain").is_dir()
+    assert contents(run) == before and not (scratch / "history").exists()
 
 
 @pytest.mark.slow
@@ -320,5 +318,5 @@ def test_a_drill_on_a_cluster(cluster: Cluster, run: Path) -> None:
     survived(told)
     assert (told["nodes"], told["ranks"], told["where"]) == (2, 2, "testbench")
     assert 0 < told["requeue_s"] < told["requeue_to_step_s"]
-    assert contents(run) == before
+    assert contents(run) == before and not (run.parent / ".drill" / "tiny").exists()
     cluster.wait_for("an empty queue", lambda: not cluster.run(["squeue", "-h"]).stdout.strip())
