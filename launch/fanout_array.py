@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ARRAYS = "submitted.json"
 WITHOUT_GAIN = 3
 """Submissions in a row that may end with no further part done."""
+SILENCE_S = 1800.0
+"""Seconds for which a scheduler that does not answer is waited for."""
 LEAD_S = 30
 """Seconds between the warning of a task and its end: it drops the part that it is at."""
 _ROOT = Path(__file__).resolve().parent.parent
@@ -74,16 +76,19 @@ class ArrayConfig(FanoutConfig):
 
         prefix, step, python = wrapping(profile)
         given = config.model_dump(exclude_unset=True)
+        gpu = config.gpus_per_worker > 0  # a partition for jobs without GPUs would never start it
+        wish = config.time_min
         return cls(
             **{
-                "partition": profile.stage_partition or profile.partition,
-                "account": profile.stage_account or profile.account,
+                "partition": (not gpu and profile.stage_partition) or profile.partition,
+                "account": (not gpu and profile.stage_account) or profile.account,
                 "max_array_tasks": min(profile.max_array_tasks or 1000, 1000),
                 **given,
+                "time_min": min(wish, profile.max_time_min or wish),
                 "kind": "slurm",
             },
-            qos=profile.qos, constraint=profile.stage_constraint, exclude=profile.exclude,
-            requeue=profile.route == "requeue", setup=setup(profile), python=[*prefix, python], step=list(step),
+            qos=profile.qos, constraint=profile.constraint if gpu else profile.stage_constraint,
+            exclude=profile.exclude, requeue=profile.route == "requeue", setup=setup(profile), python=[*prefix, python], step=list(step),
         )  # fmt: skip
 
 
@@ -101,6 +106,8 @@ class ArrayFanout:
         self._config = config if isinstance(config, ArrayConfig) else ArrayConfig(**config.model_dump())
         self._cluster, self._look_s = cluster, look_s
         self._slurm: Slurm | None = None
+        self._silent_since: float | None = None
+        self._told = ""
 
     def map(
         self, function: str, parts: Sequence[Part], *, scratch: Path, label: str, progress: Progress
@@ -244,7 +251,7 @@ class ArrayFanout:
                 self._see_out(jobs)
                 return "done"
             left = [(job, share) for job, share in zip(jobs, shares, strict=True) if missing & set(share)]
-            states = self._states([job for job, _ in left])
+            states = self._states([job for job, _ in left], progress)
             if "" in states.values() and "CANCELLED" not in states.values():
                 time.sleep(self._look_s)
                 continue
@@ -259,12 +266,28 @@ class ArrayFanout:
             if "" not in states.values():
                 return ", ".join(sorted(set(states.values())))
 
-    def _states(self, jobs: Sequence[Any]) -> dict[str, str]:
-        """How each task has ended; "" while it may still go on."""
+    def _states(self, jobs: Sequence[Any], progress: Progress) -> dict[str, str]:
+        """How each task has ended; "" while it may still go on. Why none of them runs is told once."""
+        ids = [str(job.job_id) for job in jobs]
         if self._slurm is None:
-            return {str(job.job_id): ("FAILED" if job.done() else "") for job in jobs}
-        told = self._slurm.jobs([str(job.job_id) for job in jobs])
+            return {id: ("FAILED" if job.done() else "") for id, job in zip(ids, jobs, strict=True)}
+        try:
+            told = self._slurm.jobs(ids)
+            self._silent_since = None
+        except UserError as error:  # results are seen without it
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since > SILENCE_S:
+                raise
+            self._tell(progress, f"{error.value} {error.rule}; going on without it")
+            return dict.fromkeys(ids, "")
+        if all(state.waiting for state in told.values()):
+            self._tell(progress, f"array {ids[0].partition('_')[0]} waits: {told[ids[0]].reason or 'no reason given'}")
         return {id: "" if state.active else state.state for id, state in told.items()}
+
+    def _tell(self, progress: Progress, line: str) -> None:
+        if line != self._told:
+            self._told = line
+            progress.note(line)
 
     def _check_end(self, job: Any, state: str) -> None:
         """Raise `UserError` where a task ended by itself, or by somebody's wish, before its parts were done."""

@@ -97,6 +97,15 @@ def compute(config: ArrayConfig, tmp_path: Path, parts: list[dict]) -> list[dict
     return fanout.map("parts_to_do:work", parts, scratch=tmp_path / "s", label="squares", progress=Progress())
 
 
+class Notes(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def times(log: str, number: int) -> int:
     return Path(log).read_text().split().count(str(number)) if Path(log).exists() else 0
 
@@ -246,18 +255,20 @@ def test_the_surrounding_job_is_not_inherited_and_questions_are_few(
     cells = {"JobID": "8", "ArrayJobID": "7", "ArrayTaskID": "0", "State": "RUNNING"}
     rows = ["|".join({**cells, "ArrayTaskID": str(n)}.get(f, "0") for f in QUEUE_FIELDS) for n in range(2)]
     ended = [row.replace("RUNNING", "CANCELLED") for row in rows]
-    fake.says("squeue", "\n".join(rows) + "\n")
+    fake.says("squeue", err="squeue: error: no such thing\n", code=1, call=1)
+    fake.says("squeue", "\n".join(rows).replace("RUNNING", "PENDING") + "\n")
     fake.says("squeue", "\n".join(ended) + "\n", call=3)
     for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SBATCH_PARTITION", "RANK", "SUBMITIT_FOLDER"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr("launch.fanout_array._SETTLE_S", 0.0)
     config = settings().model_copy(update={"poll_s": 0.4})
-    began = time.monotonic()
+    began, notes = time.monotonic(), Notes()
     with pytest.raises(UserError, match="array task 7_0: was cancelled"):
         ArrayFanout(config, look_s=0.02).map(
             "parts_to_do:work", [{"number": n, "log": log} for n in range(2)], scratch=tmp_path / "s", label="x",
-            progress=Progress(),
+            progress=notes,
         )  # fmt: skip
+    assert [line.split(":")[0] for line in notes.lines] == ["squeue failed", "array 7 waits"]
     assert time.monotonic() - began >= 0.8 and fake.calls("squeue") == 3
     assert "7" in fake.given("scancel")
     seen = fake.environment("sbatch")
@@ -275,5 +286,9 @@ def test_a_profile_gives_what_the_recipe_leaves_open() -> None:
     config = ArrayConfig.on(profile, FanoutConfig(account="mine", workers=3))
     assert (config.kind, config.partition, config.account, config.workers) == ("slurm", "cpu", "mine", 3)
     assert (config.qos, config.constraint, config.exclude, config.requeue) == ("long", "icelake", ["bad1"], False)
-    assert config.max_array_tasks == 50
+    assert (config.max_array_tasks, config.time_min) == (50, 240)
+    short = ClusterProfile(partition="gpu", stage_partition="cpu", constraint="a100", max_time_min=60)
+    config = ArrayConfig.on(short, FanoutConfig(gpus_per_worker=1, time_min=90))
+    assert (config.partition, config.constraint, config.time_min) == ("gpu", "a100", 60)
+    config = ArrayConfig.on(profile, FanoutConfig())
     assert "export MINE='a b'" in config.setup and any("module load python/3.11" in line for line in config.setup)
