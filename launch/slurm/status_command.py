@@ -65,7 +65,8 @@ class Asking:
             try:
                 self._states = self._slurm.jobs(ids)
             except UserError as error:
-                notes.append(f"the scheduler did not answer ({error.value}: {error.rule}); states are older")
+                old = "those of the files" if self._states is None else "older"
+                notes.append(f"the scheduler did not answer ({error.value}: {error.rule}); states are {old}")
         known = self._states
         return (None if known is None else {id: known[id] for id in ids if id in known}), notes
 
