@@ -56,7 +56,7 @@ def test_the_demo_as_jobs_ends_in_the_table_of_one_machine(cluster: Cluster, dem
 
     assert (run / "work").exists() is False  # finished stages leave no scratch
     arrays = cluster.run(["sacct", "-n", "-X", "-P", "--format=JobName,NNodes,NodeList", "-S", "now-2hours"]).stdout
-    assert {"node1", "node2", "node3", "node4"} <= {n for n in cluster.nodes}, arrays
+    assert {"node1", "node2", "node3", "node4"} <= set(cluster.nodes), arrays
     again = cluster.run(rumpun(*words), cwd=REPO, timeout_s=120)
     assert "nothing to do" in again.stdout, again.stdout
     assert cluster.run(["squeue", "-h"]).stdout.strip() == ""
