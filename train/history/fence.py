@@ -207,6 +207,9 @@ def write_fenced(path: Path, data: bytes, fence: Fence | None) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             put_fenced(prepared, path, fence)
+        except OSError:
+            fence.check()  # a newer start sweeps what this one prepares
+            raise
         finally:
             with suppress(FileNotFoundError):
                 prepared.unlink()

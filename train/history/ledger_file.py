@@ -59,6 +59,9 @@ def open_ledger(path: Path, header: Mapping[str, Any], fence: Fence | None) -> t
             except BaseException:
                 os.close(descriptor)
                 raise
+        except OSError:
+            fence.check()  # a newer start sweeps what this one prepares
+            raise
         finally:
             with suppress(FileNotFoundError):
                 copy.unlink()
