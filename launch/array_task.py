@@ -16,9 +16,10 @@ from data_prep.fanout import Part, finished, run_part
 from train.exit_codes import STOPPED
 
 WARNED = "warned"
-"""Folder beside the tasks' logs: a file for each task that was warned of its end, a byte for each time."""
-REQUEUES = 20
-"""Times that a task requeues itself; then whoever waits for it decides (launch/fanout_array.py)."""
+"""Folder beside the tasks' logs: a file for each task that was warned, a byte for each time without a part done."""
+WITHOUT_GAIN = 3
+"""Starts in a row, of a task that finishes no part, after which it requeues itself; then whoever waits for it decides
+(launch/fanout_array.py)."""
 
 
 class Share:
@@ -29,7 +30,7 @@ class Share:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._computed = folder, 0
 
     def __call__(self, function: str, parts: Sequence[Part], records: Sequence[str]) -> int:
         """Compute parts and record each before the next begins. Returns how many were computed.
@@ -37,12 +38,11 @@ class Share:
         Args:
             function: `package.module:function`. records: where the result of each part goes.
         """
-        computed = 0
         for part, record in zip(parts, map(Path, records), strict=True):
             if finished(record) is None:
                 run_part(function, part, record)
-                computed += 1
-        return computed
+                self._computed += 1
+        return self._computed
 
     def checkpoint(self, *_: Any) -> NoReturn:
         """submitit calls it in the signal handler of a task that is warned: it requeues the task, and ends it.
@@ -53,10 +53,10 @@ class Share:
         name = own_name()
         with suppress(OSError, UserError):  # refused: who waits for this task finds the file, and submits its rest anew
             (self._folder / WARNED).mkdir(exist_ok=True)
-            with (self._folder / WARNED / name).open("ab") as stream:
+            with (self._folder / WARNED / name).open("wb" if self._computed else "ab") as stream:
                 stream.write(b".")
                 times = stream.tell()
-            if times <= REQUEUES:
+            if times <= WITHOUT_GAIN:
                 from launch.slurm.commands import Slurm
 
                 Slurm.here(need=("scontrol",)).requeue(name)

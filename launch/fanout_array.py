@@ -88,7 +88,8 @@ class ArrayConfig(FanoutConfig):
                 "kind": "slurm",
             },
             qos=profile.qos, constraint=profile.constraint if gpu else profile.stage_constraint,
-            exclude=profile.exclude, requeue=profile.route == "requeue", setup=setup(profile), python=[*prefix, python], step=list(step),
+            exclude=profile.exclude, requeue=profile.route == "requeue", setup=setup(profile),
+            python=[*prefix, python], step=list(step),
         )  # fmt: skip
 
 
