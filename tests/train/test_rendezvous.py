@@ -35,7 +35,7 @@ def start(store: Path, *ranks: tuple[int, int], within_s: float) -> list[tuple[i
         for rank in ranks
     ]  # fmt: skip
     try:
-        told = [p.communicate(timeout=60) for p in processes]
+        told = [p.communicate(timeout=200) for p in processes]
     finally:
         for process in processes:
             process.kill()
@@ -49,7 +49,7 @@ def test_all_ranks_meet(tmp_path: Path) -> None:
 def test_a_rank_that_never_comes_is_named_by_those_who_came(tmp_path: Path) -> None:
     began = time.monotonic()
     found = start(tmp_path / "store", (0, 4), (3, 4), within_s=5)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120  # starts take long where much else runs; the usual limit is 1800 s
     for rank, (code, _, err) in zip((0, 3), found, strict=True):
         assert code == 1
         assert f"TimeoutError: rank {rank} waited 5 s for ranks [1, 2] of 0-3, which did not come" in err
