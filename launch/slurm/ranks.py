@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 KILL_AFTER_S = 10.0
 _TASKS = re.compile(r"^srun: error: (?P<hosts>\S+): tasks? (?P<tasks>[\d,-]+): (?P<what>.+)$")
 _NODE = re.compile(
-    r"(?:Node failure on|node failure on|lost contact with node|Unable to contact) (?P<host>[\w.\-\[\],]+)"
+    r"(?:[Nn]ode failure on|lost contact with node|Unable to contact|failed on node) (?P<host>[\w.\-\[\],]*[\w\]])"
 )
 _SIGNALS = {(signal.strsignal(number) or "").lower(): number for number in signal.Signals}
 

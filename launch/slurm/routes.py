@@ -31,10 +31,28 @@ def requeue(slurm: Slurm, place: Allocation, *, without: Sequence[str]) -> int:
     """
     # the scheduler ends the job with SIGTERM first, which commands that are started here must outlive
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    avoid = nodes_to_avoid(slurm, place, without)
     slurm.requeue(place.job_id)
-    if without:
-        _leave_out(slurm, place.job_id, without)
+    if avoid:
+        _leave_out(slurm, place.job_id, avoid)
     return wait_to_be_ended()
+
+
+def nodes_to_avoid(slurm: Slurm, place: Allocation, without: Sequence[str]) -> list[str]:
+    """The nodes that the next link stays away from: those that this one did, which it would forget, and `without`.
+
+    Of these as many as leave the partition enough others: a job that excludes too many would wait for ever.
+    """
+    if not without:
+        return []
+    told = slurm.show(place.job_id)
+    listed = told.get("ExcNodeList", "")
+    before = slurm.hosts(listed) if listed not in ("", "(null)") else []
+    mine = set(told.get("Partition", "").split(","))
+    known = {node.name for node in slurm.node_facts() if mine & set(node.partitions)}
+    room = max(0, len(known - set(before)) - len(place.nodes))
+    more = [node for node in without if node not in before]
+    return [*before, *more[:room]] if more[:room] else []
 
 
 def wait_to_be_ended() -> int:
@@ -59,7 +77,8 @@ def succeed(slurm: Slurm, place: Allocation, chain: Chain, name: str, *, without
     Raises `UserError` where it cannot be submitted, or a dependant cannot be changed; then nothing is changed.
     """
     record = chain.jobs()
-    options = [f"--dependency=afterany:{place.job_id}", *([f"--exclude={','.join(without)}"] if without else [])]
+    avoid = nodes_to_avoid(slurm, place, without)
+    options = [f"--dependency=afterany:{place.job_id}", *([f"--exclude={','.join(avoid)}"] if avoid else [])]
     new = slurm.submit(chain.script(name), options=options)
     jobs: dict[str, Any] = record.get("jobs", {})
     changed: list[tuple[str, str]] = []
