@@ -63,6 +63,17 @@ def normalised(line: str) -> str:
     return " ".join(re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?", "#", line).split())
 
 
+_LOST = re.compile(
+    r"connection (closed|reset)|closed by peer|broken pipe|ncclRemoteError|remote process exited|socket timeout", re.I
+)
+
+
+def only_lost_others(said: str) -> bool:
+    """Whether the last line of a rank's log says no more than that another rank is gone: then it is no culprit."""
+    lines = said.splitlines()
+    return bool(lines) and _LOST.search(lines[-1]) is not None
+
+
 def signal_name(code: int) -> str:
     """The signal of a negative exit code."""
     try:
@@ -105,7 +116,10 @@ class Logs:
 
 
 def rank_failure(phase: str, rank: int, code: int, logs: Logs, *, who: str, host: str | None = None) -> RankFailure:
-    """The failure of a start whose first rank to fail ended with this code. `who`: the rank in words."""
+    """The failure of a start whose first rank to fail ended with this code. `who`: the rank in words.
+
+    A rank that only lost another is named, and its host is not blamed.
+    """
     if code < 0:
         cause = signal_name(code)
         line = f"{who} was killed by {cause}"
@@ -116,4 +130,6 @@ def rank_failure(phase: str, rank: int, code: int, logs: Logs, *, who: str, host
         cause = normalised(last[0]) if last else f"exit code {code}"
         line = f"{who} ended with exit code {code}" + (f" ({last[0].strip()[:200]})" if last else "")
     message = f"{phase} failed in a rank: {line}. {logs.end(rank)}\nAll logs: {logs.folder}"
-    return RankFailure(message, line=line, cause=cause, hosts=[host] if host else [])
+    return RankFailure(
+        message, line=line, cause=cause, hosts=[host] if host and not only_lost_others(logs.errors(rank)) else []
+    )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
-from launch.failure import Hung, Logs, RankFailure, hosts_of, rank_failure, signal_name
+from launch.failure import Hung, Logs, RankFailure, hosts_of, only_lost_others, rank_failure, signal_name
 from launch.relay import Relay, last_step, saved_step
 from launch.stopping import Asked
 from launch.worker import DIVERGED_FILE, FAILURE, STOPPED_FILE
@@ -180,7 +180,9 @@ def _end_of(ranks: Ranks, given_up: str, *, job: Mapping[str, Any], verdict: Pat
             f"{phase}, rank {bad[0][0]}", said[0] if said else "exit code 2", "mend it, and run the same command again"
         )
     if bad:
-        raise rank_failure(phase, *bad[0], logs, who=ranks.who(bad[0][0]), host=ranks.host(bad[0][0]))
+        # on several nodes who lost a rank may be heard of before that rank
+        rank, code = next((b for b in bad if not (b[1] > 0 and only_lost_others(logs.errors(b[0])))), bad[0])
+        raise rank_failure(phase, rank, code, logs, who=ranks.who(rank), host=ranks.host(rank))
     if given_up:
         left = ranks.left
         line = f"ranks {left} did not end though {given_up}, and were killed"

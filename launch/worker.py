@@ -136,10 +136,16 @@ def _run(job: dict[str, Any], stop: StopRequest, heart: Heartbeat | None, rank: 
     stop_ranks(0 if os.environ.get(STEP) else code)
 
 
-def _overtaken(job: dict[str, Any]) -> bool:
-    """Whether a newer start has this phase's history."""
+def _overtaken(job: dict[str, Any]) -> str:
+    """The line that says that a newer start has this phase's history, "" where none has."""
     fence = Fence.of(job.get("fence"))
-    return fence is not None and fence.lost
+    if fence is None:
+        return ""
+    try:
+        fence.check()
+    except (Superseded, OSError) as lost:
+        return str(lost)
+    return ""
 
 
 def _leave_failure(out: Path, error: UserError) -> None:
@@ -168,11 +174,13 @@ def main(job_file: Path, stop: StopRequest) -> NoReturn:
         else:
             _leave_failure(Path(job["out"]), error)
     except BaseException:
-        if _overtaken(job):  # its folders were swept away: no defect
+        if lost_line := _overtaken(job):  # its folders were swept away: no defect
             code = SUPERSEDED
-        elif heart is not None:
-            heart.hold()
-        traceback.print_exc()
+            print(lost_line, file=sys.stderr)
+        else:
+            if heart is not None:
+                heart.hold()
+            traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -126,7 +126,7 @@ class Meter:
             "peak_memory_gb": peak_memory_gb(self._device),
         }
         if self._telemetry is not None:
-            self._telemetry.log({**record, "time": time.time()})  # of day: what happened around it has that clock
+            self._telemetry.log(record)
         return record
 
     def _rates(self, work: Work, seconds: float, parts: Mapping[str, float]) -> dict[str, float]:

@@ -82,10 +82,11 @@ class Telemetry:
                 write_json_fenced(self._history / STATUS, told, self._fence)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one record to metrics.jsonl and flush it, so that a watcher sees it at once."""
+        """Append one record, with the time of day, to metrics.jsonl and flush it, so that a watcher sees it at once."""
         if not self._active:
             return
         assert self._stream is not None, "resume() comes before the first record"
+        record = {"time": time.time(), **record}
         self._records.append(record)
         with disk_errors(self._history / METRICS):
             self._stream.write(json.dumps(record) + "\n")
@@ -113,9 +114,10 @@ class Telemetry:
             values = [
                 Summary.Value(tag=k, simple_value=v)
                 for k, v in record.items()
-                if k != "step" and isinstance(v, (int, float))
+                if k not in ("step", "time") and isinstance(v, (int, float))
             ]
-            writer.add_event(Event(step=record["step"], wall_time=time.time(), summary=Summary(value=values)))
+            wall_time = record.get("time", time.time())
+            writer.add_event(Event(step=record["step"], wall_time=wall_time, summary=Summary(value=values)))
         writer.close()
 
 

@@ -77,7 +77,7 @@ class Chain:
             for line in self.links_file(job).read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError):
                     event = json.loads(line)
-                    if isinstance(event, dict) and "event" in event:
+                    if isinstance(event, dict) and "event" in event and isinstance(event.get("time"), (int, float)):
                         found.append(event)
         return found
 

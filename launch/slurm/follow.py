@@ -122,7 +122,11 @@ def _remember(link: Link, ending: Ending) -> None:
 def _tell(link: Link, ending: Ending, following: Next) -> None:
     """The record's last line of this link, and the user's."""
     link.log.write(
-        "end", **ending.facts(), exit=following.exit, next=following.route.removeprefix("already "), why=following.why
+        "end",
+        **ending.facts(),
+        exit=following.exit,
+        why=following.why,
+        next="requeue" if following.route == "already requeued" else following.route,
     )
     if ending.outcome == "done":
         return
