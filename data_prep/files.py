@@ -59,7 +59,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, fsync, and rename over it. Raises `UserError` on a full disk."""
     # two hosts may share the folder and have the same process number
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     with disk_errors(path):
         try:
             with beside.open("wb") as stream:
