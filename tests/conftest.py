@@ -47,9 +47,9 @@ REPO = Path(__file__).resolve().parent.parent
 
 # Tests whose names begin like this share a group; the longest beginning counts. The others: one group a file.
 GROUPS = {
-    # the cluster's tests compare with the demo, which is made first
-    "tests/test_demo_result.py": "cluster",
-    "tests/launch/slurm/": "cluster",
+    # the chain of jobs is compared with the demo, which is made first
+    "tests/test_demo_result.py": "demo",
+    "tests/launch/slurm/test_whole_chain.py": "demo",
     "tests/train/survival/": "survival",
     "tests/train/survival/test_soak.py": "soak",
     # ranks are forked from one process that has imported everything
@@ -67,7 +67,17 @@ APART = (
 )
 # Seconds that groups take, two at a time on two cores; the others: 3 s a test. A wrong number costs time and nothing else.
 SECONDS: dict[str, float] = {
-    "cluster": 900,
+    "demo": 600,
+    "tests/launch/slurm/test_survival.py": 400,
+    "tests/launch/slurm/test_routes.py": 200,
+    "tests/launch/slurm/test_testbench.py": 170,
+    "tests/launch/slurm/test_testbench_processes.py": 120,
+    "tests/launch/slurm/test_fanout_slurm.py": 120,
+    "tests/launch/slurm/test_commands.py": 110,
+    "tests/launch/slurm/test_preflight_cluster.py": 100,
+    "tests/launch/slurm/test_submit_cluster.py": 80,
+    "tests/launch/slurm/test_drill.py": 80,
+    "tests/launch/slurm/test_status_cluster.py": 60,
     "survival": 250,
     "ranks": 150,
     "tests/test_readme.py": 130,
@@ -106,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         groups[_group(item.nodeid)].append(item)
-    groups["cluster"].sort(key=lambda item: not item.nodeid.startswith("tests/test_demo_result.py"))
+    groups["demo"].sort(key=lambda item: not item.nodeid.startswith("tests/test_demo_result.py"))
 
     def seconds(name: str) -> float:
         return SECONDS.get(name, 3.0 * sum("slow" in item.keywords for item in groups[name]))
