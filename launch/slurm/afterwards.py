@@ -58,7 +58,14 @@ class Next:
 
 
 def _former(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [event for event in events if event["event"] == "end"]
+    """How each link before has ended. One whose requeue was refused has said it twice: the last word holds."""
+    ends: dict[int, Mapping[str, Any]] = {}
+    link = 0
+    for event in events:
+        link += event["event"] == "begin"
+        if event["event"] == "end":
+            ends[link] = event
+    return list(ends.values())
 
 
 def decide(

@@ -73,13 +73,16 @@ def _route(link: Link) -> Route:
 
 
 def _taken(link: Link, following: Next) -> Next:
-    """What the scheduler has decided already: the job was cancelled, or requeued by somebody else."""
+    """What the scheduler has decided already: the job was cancelled, requeued by somebody else, or may not be."""
     told = link.slurm.show(link.place.job_id)
     if int(told.get("Restarts", 0)) > link.place.restart:
         return Next("already requeued", "the scheduler has requeued it", following.exit)
     state = told.get("JobState", "").split(" ")[0]
     if state not in RUNS:
         return Next("none", f"the job was cancelled (the scheduler says {state})", following.exit)
+    if following.route == "requeue" and told.get("Requeue") == "0":  # a site that forbids it
+        typer.echo("this job may not be requeued (Requeue=0): a new one goes on instead", err=True)
+        return Next("successor", "", following.exit)
     return following
 
 
@@ -88,7 +91,7 @@ def _requeued(link: Link, ending: Ending, following: Next) -> int:
         return wait_to_be_ended()
     try:
         return requeue(link.slurm, link.place, without=ending.hosts if ending.leave_out else ())
-    except UserError as refused:  # a site that forbids it: the next best route
+    except UserError as refused:  # for whatever other reason: the next best route
         typer.echo(f"not requeued ({refused.rule}); a new job goes on instead", err=True)
         following = _succeeded(link, ending)
         _tell(link, ending, following)

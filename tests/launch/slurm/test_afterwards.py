@@ -88,6 +88,12 @@ def test_links_that_gain_nothing_end_the_chain() -> None:
     assert next_of(STOPPED, link(gained=19), *idle[1:])[0] == "requeue"
 
 
+def test_a_link_that_said_its_end_twice_is_one_link() -> None:
+    twice = link(gained=20) + link(gained=20)[-1:]
+    assert next_of(STOPPED, twice)[0] == "requeue"
+    assert next_of(STOPPED, twice, link(gained=20))[0] == "none"
+
+
 def test_a_hang_is_a_failure() -> None:
     hung = Ending("hung", "rank 1 is behind", 76, cause="rank # is behind", hosts=("node2",), leave_out=True, gained=5)
     assert next_of(hung)[::2] == ("requeue", 75)
