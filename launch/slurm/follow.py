@@ -10,8 +10,8 @@ import typer
 from data_prep.errors import UserError
 from launch.slurm.afterwards import Ending, Next, decide
 from launch.slurm.jobs import route_of
-from launch.slurm.routes import RUNS, give_up_array, requeue, succeed, wait_to_be_ended
-from train.exit_codes import DEFECT, DONE
+from launch.slurm.routes import RUNS, alone, give_up_array, requeue, succeed
+from train.exit_codes import DEFECT, DONE, STOPPED
 
 if TYPE_CHECKING:
     from launch.display import TerminalProgress
@@ -88,7 +88,7 @@ def _taken(link: Link, following: Next) -> Next:
 
 def _requeued(link: Link, ending: Ending, following: Next) -> int:
     if following.route == "already requeued":
-        return wait_to_be_ended()
+        return STOPPED  # an exit code means nothing any more
     try:
         return requeue(link.slurm, link.place, without=ending.hosts if ending.leave_out else ())
     except UserError as refused:  # for whatever other reason: the next best route
@@ -103,7 +103,15 @@ def _succeeded(link: Link, ending: Ending) -> Next:
     if not link.chain.script(link.kind.name).is_file():
         return Next("none", "it was submitted by hand: submit it again in the same way", ending.exit or DEFECT)
     try:
-        new = succeed(link.slurm, link.place, link.chain, link.kind.name, without=without)
+        with alone(link.chain):
+            new = (
+                None
+                if stopped_why(link)
+                else succeed(link.slurm, link.place, link.chain, link.kind.name, without=without)
+            )
+            if why := stopped_why(link):  # `rumpun cancel` may have looked before it was there
+                link.slurm.cancel([new] if new else [])
+                return Next("none", f"{why} by `rumpun`", ending.exit)
     except UserError as refused:
         return Next("none", f"no successor could be submitted: {refused}", ending.exit or DEFECT)
     return Next(f"successor {new}", "", DONE)

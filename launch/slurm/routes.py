@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
+from launch.lock import RunLock
 from train.exit_codes import STOPPED
 
 if TYPE_CHECKING:
@@ -21,21 +23,21 @@ if TYPE_CHECKING:
     from launch.slurm.commands import Slurm
 
 RUNS = ("RUNNING", "SUSPENDED", "CONFIGURING")
-KILLED_WITHIN_S = 300.0
 
 
 def requeue(slurm: Slurm, place: Allocation, *, without: Sequence[str]) -> int:
-    """Run this job again, without these nodes. Does not return before the scheduler has ended this process.
+    """Run this job again, without these nodes. Afterwards this process may end, with whatever exit code.
 
-    Raises `UserError` where the site or the job forbids it.
+    Who stays until it is killed keeps all nodes for KillWait; who leaves before the scheduler has accepted would end
+    the job. Raises `UserError` where the site or the job forbids it.
     """
+    avoid = nodes_to_avoid(slurm, place, without)
     # the scheduler ends the job with SIGTERM first, which commands that are started here must outlive
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    avoid = nodes_to_avoid(slurm, place, without)
     slurm.requeue(place.job_id)
     if avoid:
         _leave_out(slurm, place.job_id, avoid)
-    return wait_to_be_ended()
+    return STOPPED
 
 
 def nodes_to_avoid(slurm: Slurm, place: Allocation, without: Sequence[str]) -> list[str]:
@@ -55,12 +57,6 @@ def nodes_to_avoid(slurm: Slurm, place: Allocation, without: Sequence[str]) -> l
     return [*before, *more[:room]] if more[:room] else []
 
 
-def wait_to_be_ended() -> int:
-    """A process that ends by itself before the scheduler ends it would fail its job."""
-    time.sleep(KILLED_WITHIN_S)
-    return STOPPED
-
-
 def _leave_out(slurm: Slurm, job_id: str, nodes: Sequence[str]) -> None:
     """Nodes can be excluded only while the job is pending, which it is from now on; the scheduler may need a moment."""
     for pause_s in (0.2, 0.5, 1.0, 2.0):
@@ -69,6 +65,27 @@ def _leave_out(slurm: Slurm, job_id: str, nodes: Sequence[str]) -> None:
             return
         except UserError:
             time.sleep(pause_s)
+
+
+@contextmanager
+def alone(chain: Chain, within_s: float = 60.0) -> Iterator[None]:
+    """Hold the chain of a run, which a `rumpun submit` may be changing just now; waits for that to end.
+
+    Raises `UserError` where it does not.
+    """
+    lock, until = RunLock(chain.folder), time.monotonic() + within_s
+    while True:
+        try:
+            lock.__enter__()
+            break
+        except UserError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def succeed(slurm: Slurm, place: Allocation, chain: Chain, name: str, *, without: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,12 @@ import pytest
 from fake_slurm import FakeSlurm
 from real_cluster import Cluster
 
+from data_prep.errors import UserError
+from launch.lock import RunLock
 from launch.slurm.allocation import Allocation
+from launch.slurm.chain import Chain
 from launch.slurm.commands import Slurm
-from launch.slurm.routes import nodes_to_avoid
+from launch.slurm.routes import alone, nodes_to_avoid
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
@@ -150,6 +154,22 @@ def test_nodes_are_left_out_as_long_as_enough_remain(
     fake.says("scontrol", f"JobId=12 JobState=RUNNING Partition=normal ExcNodeList={excluded}", call="job")
     place = Allocation("12", 0, tuple(f"node{n + 1}" for n in range(nodes)), 1, None)
     assert nodes_to_avoid(Slurm(pauses_s=()), place, without) == avoided
+
+
+def test_a_chain_that_is_being_submitted_is_waited_for(tmp_path: Path) -> None:
+    chain, order = Chain(tmp_path), []
+    other = RunLock(chain.folder)
+    other.__enter__()
+    timer = threading.Timer(0.4, lambda: (order.append("submitted"), other.__exit__(None, None, None)))
+    timer.start()
+    with alone(chain):
+        order.append("ours")
+        with pytest.raises(UserError, match="in use by"), alone(chain, within_s=0):
+            pass
+    timer.join()
+    assert order == ["submitted", "ours"]
+    with alone(chain, within_s=0):
+        pass
 
 
 def losses(run: Path) -> Any:
