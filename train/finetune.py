@@ -248,11 +248,11 @@ def finetune(
     torch.manual_seed(seed)
     telemetry = Telemetry(out, history=survival.history, active=rank == 0, fence=survival.fence)
     telemetry.status("starting")
-    survival.at("reading the data")
+    survival.begin("reading the data")
     shards, portions = load_blend(config.blend, sources, cap=config.blend_cap, temperature=config.blend_temperature)
     blend = [source_of(portion) for portion in portions]
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    survival.at("loading the model")
+    survival.begin("loading the model")
     backbone = load_backbone(model, bidirectional=encoder.bidirectional, precision="fp32")
     check_dims(config.matryoshka, encoder.projection or backbone.config.hidden_size)
     layout = attention_layout(backbone, config.layout)
@@ -262,7 +262,7 @@ def finetune(
     if config.compile:
         compile_where_it_pays(backbone)
     counts, left_out = parameter_counts(backbone), unused_parameters(model)
-    survival.at("opening the history")
+    survival.begin("opening the history")
     history = History.enter(
         survival.history,
         Identity(

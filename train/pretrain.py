@@ -158,7 +158,7 @@ def pretrain(
     torch.manual_seed(seed)
     telemetry = Telemetry(out, history=survival.history, active=rank == 0, fence=survival.fence)
     telemetry.status("starting")
-    survival.at("reading the data")
+    survival.begin("reading the data")
     rows = TokenRows(tokens / "train")
     if len(rows) < ranks:
         raise UserError(
@@ -167,7 +167,7 @@ def pretrain(
             "add text or lower tokens.row_tokens or --nproc",
         )
     held_out = TokenRows(tokens / "validation") if config.validation_rows else None
-    survival.at("loading the model")
+    survival.begin("loading the model")
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
@@ -179,7 +179,7 @@ def pretrain(
     if config.compile:
         compile_where_it_pays(network)
     counts = parameter_counts(network)
-    survival.at("opening the history")
+    survival.begin("opening the history")
     history = History.enter(
         survival.history,
         Identity(
