@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -61,11 +62,7 @@ class Training:
         return [event for event in self.events("ranks_ended") if event["restart"] == restart][-1]
 
     def trains(self, since: float, *, more: int = 4) -> None:
-        """Until ranks that were started after `since` (of the clock) have taken a few steps.
-
-        A signal to a step that slurmd has not confirmed in time is sent again a minute later, also to the step of the
-        same number of the job's next start (SLURM 22.05): then the ranks are started once more, in the same job.
-        """
+        """Until ranks that were started after `since` (of the clock) have taken a few steps."""
 
         def stepped() -> bool:
             found = [event for event in self.events("stepping") if event["time"] > since]
@@ -87,6 +84,17 @@ class Training:
                 if ours and f"SLURMD_NODENAME={node}\0".encode() in there:
                     found.append(int(place.name))
         return found
+
+
+@pytest.fixture(scope="module")
+def cluster(new_bench: Callable[..., Cluster]) -> Cluster:
+    """A cluster that waits longer for an answer (MessageTimeout) than a step takes to be killed (KillWait, 5 s).
+
+    Else a kill is taken for unanswered and sent again a minute later, also to the step of the same number of the job's
+    next start (SLURM 22.05): the ranks are then started once more, or the job requeued once more; nothing is lost, but
+    nobody could say how many starts there are.
+    """
+    return new_bench("--slurm-conf", "SlurmdTimeout=5", "--slurm-conf", "MessageTimeout=10")
 
 
 @pytest.fixture(scope="module")
