@@ -196,3 +196,18 @@ def test_policies_are_mined_trained_and_scored_alike(tmp_path: Path) -> None:
     again = _run(*command, "--page-only", "--out", str(tmp_path / "again.md"))
     scores = [[line for line in text.splitlines() if line.startswith("| p")] for text in (page, again)]
     assert scores[0] == scores[1] and "cells that were there" in again
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_jobs_start_are_the_whole() -> None:
+    page = _run("benchmarks/slurm_startup.py", "--quick")
+    if page.startswith("skipped: "):
+        pytest.skip(page.strip())
+    rows = {found[1]: float(found[2]) for found in re.finditer(r"^\| ([^|]+) \| ([\d.]+) \(", page, re.MULTILINE)}
+    parts = [
+        seconds for name, seconds in rows.items() if name.startswith(("the controller", "preflight", "starting the"))
+    ]
+    parts += [seconds for name, seconds in rows.items() if name.startswith("rank 0: ")]
+    assert len(parts) > 8 and abs(sum(parts) - rows["all"]) < 1.0
+    assert 0 < rows["until the checkpoint is whole"] <= rows["until the ranks are gone"]
+    assert {"rumpun submit", "rumpun status", "rumpun cancel"} <= set(rows)
