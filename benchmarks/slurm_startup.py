@@ -83,11 +83,11 @@ def build(runs: Path) -> None:
 
 def rehearse(runs: Path, nodes: int, warnings: int) -> tuple[list[list[Mapping[str, Any]]], list[Any]]:
     """Warn a training on so many nodes so often. Returns the events of its links, and what was sent to each."""
-    from launch.slurm.commands import Slurm
-    from launch.slurm.drill import STEP, Conductor, OnCluster
-    from launch.slurm.drill_figures import links_of
-    from launch.slurm.drill_scene import plan_scene, set_up, tear_down
-    from launch.slurm.order import new_order
+    from launch.slurm.drill.drill import STEP, Conductor, OnCluster
+    from launch.slurm.drill.drill_figures import links_of
+    from launch.slurm.drill.drill_scene import plan_scene, set_up, tear_down
+    from launch.slurm.scheduler.commands import Slurm
+    from launch.slurm.submitting.order import new_order
 
     def note(line: str) -> None:
         print(f"[{nodes} nodes] {line}", file=sys.stderr)
@@ -112,7 +112,7 @@ def rehearse(runs: Path, nodes: int, warnings: int) -> tuple[list[list[Mapping[s
 
 def figures(links: Sequence[Sequence[Mapping[str, Any]]], sent: Sequence[Any]) -> dict[str, list[float]]:
     """Seconds of each part, of every link."""
-    from launch.slurm.drill_figures import named
+    from launch.slurm.drill.drill_figures import named
 
     found: dict[str, list[float]] = {}
 

@@ -57,7 +57,7 @@ class Share:
                 stream.write(b".")
                 times = stream.tell()
             if times <= WITHOUT_GAIN:
-                from launch.slurm.commands import Slurm
+                from launch.slurm.scheduler.commands import Slurm
 
                 Slurm.here(need=("scontrol",)).requeue(name)
         os._exit(STOPPED)

@@ -274,7 +274,7 @@ class Builders:
     def report(self, out: Path, progress: Progress) -> Counts:
         """Draw the page."""
         from eval.report import write_report
-        from launch.slurm.history_command import make_timeline
+        from launch.slurm.telling.history_command import make_timeline
 
         make_timeline(self.run)
         return write_report(run=self.run, out=out, title=self.recipe.name)

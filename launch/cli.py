@@ -31,12 +31,12 @@ import typer
 from data_prep.errors import UserError
 from launch.inspect_command import inspect_command
 from launch.ledger_command import ledger_app
-from launch.slurm.cluster_command import cluster_app
-from launch.slurm.drill_command import drill_command
-from launch.slurm.history_command import history_command
-from launch.slurm.preflight_command import preflight_command
-from launch.slurm.status_command import logs_command, status_command, watch_command
-from launch.slurm.submit_command import cancel_command, submit_command
+from launch.slurm.clusters.cluster_command import cluster_app
+from launch.slurm.drill.drill_command import drill_command
+from launch.slurm.health.preflight_command import preflight_command
+from launch.slurm.submitting.submit_command import cancel_command, submit_command
+from launch.slurm.telling.history_command import history_command
+from launch.slurm.telling.status_command import logs_command, status_command, watch_command
 from launch.testbench import testbench_app
 from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
 
@@ -309,7 +309,7 @@ def job(
 ) -> None:
     """What a job script starts: one link of a job, on the nodes that the scheduler gave it."""
     quiet_libraries()
-    from launch.slurm.job import job_command
+    from launch.slurm.inside.job import job_command
 
     code = job_command(
         name, recipe, overrides, data=data, runs=runs, run_name=run_name, cluster=cluster, fresh=fresh

@@ -4,7 +4,7 @@ A task computes its parts one after another and writes each result before the ne
 loses one part at most. What a requeueing cannot bring back (a site that forbids it, a node that is gone, a time limit
 that came too early) is submitted again, as long as that gains something.
 
-submitit submits; whether tasks still run is asked of the scheduler by launch/slurm/commands.py, which needs no
+submitit submits; whether tasks still run is asked of the scheduler by launch/slurm/scheduler/commands.py, without
 accounting. submitit's own files (a pickled function, its result, logs) lie in the scratch folder of the stage: they are
 written and read by this run alone.
 """
@@ -30,8 +30,8 @@ from launch.array_task import WARNED, Share
 from launch.fanout import FanoutConfig
 
 if TYPE_CHECKING:
-    from launch.slurm.commands import Slurm
-    from launch.slurm.profile import ClusterProfile
+    from launch.slurm.clusters.profile import ClusterProfile
+    from launch.slurm.scheduler.commands import Slurm
 
 ARRAYS = "submitted.json"
 WITHOUT_GAIN = 3
@@ -71,8 +71,8 @@ class ArrayConfig(FanoutConfig):
     @classmethod
     def on(cls, profile: ClusterProfile, config: FanoutConfig) -> ArrayConfig:
         """What a recipe asks for, on a cluster: its own values win."""
-        from launch.slurm.directives import setup
-        from launch.slurm.wrapping import wrapping
+        from launch.slurm.inside.wrapping import wrapping
+        from launch.slurm.submitting.directives import setup
 
         prefix, step, python = wrapping(profile)
         given = config.model_dump(exclude_unset=True)
@@ -148,7 +148,7 @@ class ArrayFanout:
         folder.mkdir(parents=True, exist_ok=True)
         if self._cluster != "slurm":
             return
-        from launch.slurm.commands import Slurm
+        from launch.slurm.scheduler.commands import Slurm
 
         try:
             self._slurm = Slurm.here(poll_s=self._config.poll_s, need=("sbatch", "srun", "squeue", "scancel"))
@@ -327,7 +327,7 @@ def _last_line(path: Path) -> str:
 @contextmanager
 def _outside_a_job() -> Iterator[None]:
     """Take out of the environment what tells a command that it runs inside a job, or a task of submitit."""
-    from launch.slurm.call import clean_environment
+    from launch.slurm.scheduler.call import clean_environment
 
     before = dict(os.environ)
     kept = clean_environment()

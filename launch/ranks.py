@@ -94,7 +94,7 @@ class Ranks(Protocol):
 
 
 class Starter(Protocol):
-    """Whoever starts ranks: this machine (launch/local.py), or the nodes of a job (launch/slurm/ranks.py)."""
+    """Whoever starts ranks: this machine (launch/local.py), or the nodes of a job (launch/slurm/inside/ranks.py)."""
 
     def job_facts(self, launch: LaunchConfig, *, meeting: Path) -> dict[str, Any]:
         """What the job file says of how the ranks meet; `meeting` is a local folder of this start.

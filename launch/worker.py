@@ -1,5 +1,5 @@
 """One rank of a training phase: `python -m launch.worker JOB.json`, started by launch/local.py
-or, on the nodes of a job, by launch/slurm/ranks.py.
+or, on the nodes of a job, by launch/slurm/inside/ranks.py.
 
 The job names the phase, the recipe's tables and the folders. A mistake that a user can mend is left in `failure.json`
 for the launcher to print, a stop or a divergence in a file of its own; any other exception leaves its traceback in the
@@ -190,7 +190,7 @@ if __name__ == "__main__":
     die_with_parent()
     request = StopRequest()
     request.install()
-    from launch.slurm.place import take_place
+    from launch.slurm.inside.place import take_place
 
     take_place()
     main(Path(sys.argv[1]), request)

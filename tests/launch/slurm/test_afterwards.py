@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launch.slurm.afterwards import WITHOUT_GAIN, Ending, decide
 from launch.slurm.config import SlurmConfig
+from launch.slurm.inside.afterwards import WITHOUT_GAIN, Ending, decide
 
 SETTINGS = SlurmConfig(requeues=4)
 STOPPED = Ending("stopped", "SIGUSR1", 75, step=20, gained=20)

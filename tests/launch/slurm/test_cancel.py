@@ -66,7 +66,7 @@ def test_the_running_link_of_an_array_finds_its_own_number(lab: Lab) -> None:
     lab.fake.set("pretrain", state="RUNNING", nodes="node1")
     log = lab.run / "chain" / "links" / "pretrain.jsonl"
     log.parent.mkdir()
-    log.write_text("".join(json.dumps({"event": "begin", "job": job}) + "\n" for job in ("7001", "7002")))
+    log.write_text("".join(json.dumps({"event": "begin", "time": 1.0, "job": job}) + "\n" for job in ("7001", "7002")))
     lab.rumpun("cancel", lab.run)
     assert "7002" in lab.stop() and "7001" not in lab.stop()
 

@@ -16,8 +16,8 @@ import pytest
 from fake_slurm import NODES, Clock, FakeSlurm
 
 from data_prep.errors import UserError
-from launch.slurm.call import user_name
-from launch.slurm.commands import JobGone, RequeueRefused, Slurm, clean_environment
+from launch.slurm.scheduler.call import user_name
+from launch.slurm.scheduler.commands import JobGone, RequeueRefused, Slurm, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,11 +17,11 @@ from data_prep.errors import UserError
 from data_prep.files import write_json
 from launch.recipe import Recipe, load_recipe
 from launch.slurm.chain import Chain, LinkLog
-from launch.slurm.drill import LAST, SAVE, START, STEP, Conductor
-from launch.slurm.drill_figures import Figures, Sent, check, figures, lead_warning
-from launch.slurm.drill_scene import clear, plan_scene, set_up
-from launch.slurm.order import Order
-from launch.slurm.profile import ClusterProfile
+from launch.slurm.clusters.profile import ClusterProfile
+from launch.slurm.drill.drill import LAST, SAVE, START, STEP, Conductor
+from launch.slurm.drill.drill_figures import Figures, Sent, check, figures, lead_warning
+from launch.slurm.drill.drill_scene import clear, plan_scene, set_up
+from launch.slurm.submitting.order import Order
 
 REPO = Path(__file__).resolve().parents[3]
 TINY = REPO / "tests" / "launch" / "tiny.toml"

@@ -25,8 +25,8 @@ from data_prep.fanout import Serial
 from data_prep.progress import Progress
 from launch.fanout import FanoutConfig
 from launch.fanout_array import ArrayConfig, ArrayFanout
-from launch.slurm.job_state import QUEUE_FIELDS
-from launch.slurm.profile import ClusterProfile
+from launch.slurm.clusters.profile import ClusterProfile
+from launch.slurm.scheduler.job_state import QUEUE_FIELDS
 
 REPO = Path(__file__).resolve().parents[3]
 PARTS = """

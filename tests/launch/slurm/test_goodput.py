@@ -11,8 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.slurm.goodput import KINDS, Bounds, Interval, Phase, Start, Step, by_kind, cut, link_intervals, overlay
-from launch.slurm.timeline import Link, goodput, links_of, local_links, record
+from launch.slurm.telling.goodput import (
+    KINDS,
+    Bounds,
+    Interval,
+    Phase,
+    Start,
+    Step,
+    by_kind,
+    cut,
+    link_intervals,
+    overlay,
+)
+from launch.slurm.telling.timeline import Link, goodput, links_of, local_links, record
 
 T0 = 1_700_000_000.0
 QUARTERS = st.integers(0, 400).map(lambda n: n / 4)  # sums of quarters are exact

@@ -14,10 +14,10 @@ import pytest
 
 from eval.report_chain import chain as chain_section
 from eval.report_chain import read_chain
-from launch.slurm.causes import cause_of
-from launch.slurm.history_command import make_timeline, seconds_of
-from launch.slurm.job_state import JobState
-from launch.slurm.phase_files import last_records, read_phase, starts_of, total_steps
+from launch.slurm.scheduler.job_state import JobState
+from launch.slurm.telling.causes import cause_of
+from launch.slurm.telling.history_command import make_timeline, seconds_of
+from launch.slurm.telling.phase_files import last_records, read_phase, starts_of, total_steps
 from tests.launch.slurm.recorded import JOBS, Recorded, halfway
 
 REPO = Path(__file__).resolve().parents[3]

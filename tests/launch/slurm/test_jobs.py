@@ -10,8 +10,8 @@ import pytest
 from data_prep.errors import UserError
 from launch.pipeline import STAGES, Plan
 from launch.recipe import Recipe, load_recipe
-from launch.slurm.jobs import KINDS, NAMES, Job, following, jobs_of, kind_of, waits_for
-from launch.slurm.profile import ClusterProfile
+from launch.slurm.clusters.profile import ClusterProfile
+from launch.slurm.submitting.jobs import KINDS, NAMES, Job, following, jobs_of, kind_of, waits_for
 
 GPUS = ClusterProfile(
     name="gpus", partition="gpu", account="us", constraint="a100", gpus_per_node=8, gpu_type="a100", cpus_per_node=96,

@@ -12,9 +12,9 @@ from fake_slurm import CONFIG, NODES, PARTITIONS, FakeSlurm
 
 from data_prep.errors import UserError
 from launch.cli import main
-from launch.slurm.commands import Slurm
-from launch.slurm.learn import learn
-from launch.slurm.profile import ClusterProfile, load_profile
+from launch.slurm.clusters.learn import learn
+from launch.slurm.clusters.profile import ClusterProfile, load_profile
+from launch.slurm.scheduler.commands import Slurm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,7 +240,7 @@ def test_list_and_show(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkey
     assert tomllib.loads(shown)["name"] == "testbench"
     (tmp_path / "bad.toml").write_text("partitoin = 1")
     (tmp_path / "good.toml").write_text("about = 'fine'")
-    monkeypatch.setattr("launch.slurm.profile.profiles", lambda: sorted(tmp_path.glob("*.toml")))
+    monkeypatch.setattr("launch.slurm.clusters.profile.profiles", lambda: sorted(tmp_path.glob("*.toml")))
     assert run("list") == 0
     assert "broken: " in (out := capfd.readouterr().out) and "fine" in out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from launch.slurm.logs import ending, follow_files, newest_failure, overview, pick, rank_files, show
+from launch.slurm.telling.logs import ending, follow_files, newest_failure, overview, pick, rank_files, show
 from tests.launch.slurm.recorded import Recorded, halfway
 
 T0 = 1_700_000_000.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from launch.slurm import nodes
+from launch.slurm.health import memory as nodes
 
 HOUR, DAY = 3600.0, 86400.0
 KNOWN = [f"n{i}" for i in range(1, 41)]
@@ -146,7 +146,7 @@ def test_a_kind_that_is_none(folder: Path) -> None:
 
 def test_several_jobs_write_at_once(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from launch.slurm.nodes import remember\n"
+        "import sys; from pathlib import Path; from launch.slurm.health.memory import remember\n"
         "for i in range(20): remember(Path(sys.argv[1]), 'n1', 'failed', 'w' * 300, job=f'{sys.argv[2]}-{i}')"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(folder), str(n)]) for n in range(4)]

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.asked import asked_by
-from launch.slurm.facts import config_in, gpus_in, memory_mb, node_in, pairs_in, partition_in
-from launch.slurm.hostlist import expand
-from launch.slurm.job_state import ENDED, JobState, from_accounting, from_queue, plain_state, seconds_of, time_of
+from launch.slurm.scheduler.asked import asked_by
+from launch.slurm.scheduler.facts import config_in, gpus_in, memory_mb, node_in, pairs_in, partition_in
+from launch.slurm.scheduler.hostlist import expand
+from launch.slurm.scheduler.job_state import (
+    ENDED,
+    JobState,
+    from_accounting,
+    from_queue,
+    plain_state,
+    seconds_of,
+    time_of,
+)
 
 
 @pytest.mark.parametrize(

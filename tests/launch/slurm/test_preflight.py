@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from launch.slurm import preflight, preflight_judge
-from launch.slurm.preflight import PreflightNeeds, PreflightResult, run_preflight
+from launch.slurm.health import preflight, preflight_judge
+from launch.slurm.health.preflight import PreflightNeeds, PreflightResult, run_preflight
 
 REPO = Path(__file__).resolve().parents[3]
 NODES = ["n1", "n2", "n3"]
@@ -311,7 +311,7 @@ def test_a_node_leaves_when_its_controller_is_gone(tmp_path: Path) -> None:
     """Even from a part that hangs: nothing of a preflight may outlive it on a node."""
     ask = json.dumps({"gpus": 0, "matrix": False, "folders": {str(tmp_path): None}})
     hang = _site(tmp_path, "import os, time\nos.fsync = lambda descriptor: time.sleep(600)\n")
-    command = [sys.executable, "-m", "launch.slurm.preflight_node", "token", ask]
+    command = [sys.executable, "-m", "launch.slurm.health.preflight_node", "token", ask]
     with subprocess.Popen(
         command, cwd=REPO, env={**os.environ, **hang}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as node:

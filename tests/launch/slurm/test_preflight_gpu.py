@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from launch.slurm import preflight_gpu
-from launch.slurm.preflight_gpu import SmiError, gpu_facts, xids_of
-from launch.slurm.preflight_judge import PreflightNeeds, Verdict, gpu_troubles, judge
+from launch.slurm.health import preflight_gpu
+from launch.slurm.health.preflight_gpu import SmiError, gpu_facts, xids_of
+from launch.slurm.health.preflight_judge import PreflightNeeds, Verdict, gpu_troubles, judge
 
 HEALTHY = "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 4, 81559, 31, 0, [N/A]"
 SECOND = "1, GPU-bbbb, NVIDIA H100 80GB HBM3, 4, 81559, 33, 0, [N/A]"

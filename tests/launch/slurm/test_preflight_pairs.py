@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from launch.slurm.preflight_pairs import Listener, bad_ends, own_part, ring_rounds, slow_ends
-from launch.slurm.preflight_talk import disjoint
+from launch.slurm.health.preflight_pairs import Listener, bad_ends, own_part, ring_rounds, slow_ends
+from launch.slurm.health.preflight_talk import disjoint
 
 
 @pytest.mark.parametrize("count", range(2, 12))
@@ -114,7 +114,7 @@ def test_strangers_do_not_disturb() -> None:
 
 
 def test_a_port_where_nobody_listens_is_told_by_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.slurm.preflight_pairs.CONNECT_S", 0.3)
+    monkeypatch.setattr("launch.slurm.health.preflight_pairs.CONNECT_S", 0.3)
     closed = Listener("127.0.0.1")
     closed.close()
     monkeypatch.setattr(Listener.meet, "__kwdefaults__", {"within_s": 0.3})

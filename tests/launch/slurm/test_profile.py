@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from launch.slurm.profile import CLUSTERS, ClusterProfile, load_profile, profile_lines, profiles
+from launch.slurm.clusters.profile import CLUSTERS, ClusterProfile, load_profile, profile_lines, profiles
 
 
 @pytest.mark.parametrize("path", profiles(), ids=lambda path: path.stem)

@@ -15,18 +15,18 @@ from fake_slurm import FakeSlurm
 
 from launch.failure import Logs
 from launch.recipe import LaunchConfig
-from launch.slurm import ranks as module
-from launch.slurm.allocation import Allocation
-from launch.slurm.commands import Slurm
 from launch.slurm.config import SlurmConfig
-from launch.slurm.ranks import StepRanks, StepStarter, exit_code, numbers
+from launch.slurm.inside import ranks as module
+from launch.slurm.inside.allocation import Allocation
+from launch.slurm.inside.ranks import StepRanks, StepStarter, exit_code, numbers
+from launch.slurm.scheduler.commands import Slurm
 
 NODES = ("node1", "node2")
 REPO = Path(__file__).resolve().parents[3]
 # Tasks as they are when nobody fails: each takes its place, and then does as it is told.
 TASKS = """\
 import os, subprocess, sys, time
-from launch.slurm.roll_call import report
+from launch.slurm.inside.roll_call import report
 rank = int(os.environ.get("SLURM_PROCID", -1))
 if rank < 0:
     tasks = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env={**os.environ, "SLURM_PROCID": str(n)}) for n in range(4)]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.roll_call import ADDRESS, RollCall, free_port
+from launch.slurm.inside.roll_call import ADDRESS, RollCall, free_port
 
 REPO = Path(__file__).resolve().parents[3]
 RANK = (
-    "import json, sys\nfrom launch.slurm.roll_call import report\n"
+    "import json, sys\nfrom launch.slurm.inside.roll_call import report\n"
     "rank, ranks, host, within = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4])\n"
     "print(json.dumps(report(rank=rank, ranks=ranks, host=host, step='0', within_s=within)))"
 )

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.errors import UserError
 from launch.recipe import Recipe, load_recipe
-from launch.slurm import room
+from launch.slurm.submitting import room
 
 TINY = Path(__file__).parents[1] / "tiny.toml"
 

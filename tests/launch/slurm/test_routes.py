@@ -21,10 +21,10 @@ from real_cluster import Cluster
 
 from data_prep.errors import UserError
 from launch.lock import RunLock
-from launch.slurm.allocation import Allocation
 from launch.slurm.chain import Chain
-from launch.slurm.commands import Slurm
-from launch.slurm.routes import alone, nodes_to_avoid
+from launch.slurm.inside.allocation import Allocation
+from launch.slurm.inside.routes import alone, nodes_to_avoid
+from launch.slurm.scheduler.commands import Slurm
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]

@@ -13,10 +13,18 @@ import pytest
 
 from data_prep.errors import UserError
 from launch.recipe import load_recipe
-from launch.slurm.directives import directives, setup
-from launch.slurm.jobs import NAMES, Job, jobs_of
-from launch.slurm.profile import ClusterProfile, load_profile
-from launch.slurm.script import TEMPLATES, Directive, comment, export, quote_but_names, quote_for_sbatch, render
+from launch.slurm.clusters.profile import ClusterProfile, load_profile
+from launch.slurm.submitting.directives import directives, setup
+from launch.slurm.submitting.jobs import NAMES, Job, jobs_of
+from launch.slurm.submitting.script import (
+    TEMPLATES,
+    Directive,
+    comment,
+    export,
+    quote_but_names,
+    quote_for_sbatch,
+    render,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [

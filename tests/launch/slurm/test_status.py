@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.job_state import JobState
-from launch.slurm.plain import plain
-from launch.slurm.reasons import REASONS, reason_of, waiting
-from launch.slurm.status import JobStatus, ids_to_ask, read_status
-from launch.slurm.status_lines import compact, lines_of, tree
+from launch.slurm.scheduler.job_state import JobState
+from launch.slurm.telling.plain import plain
+from launch.slurm.telling.reasons import REASONS, reason_of, waiting
+from launch.slurm.telling.status import JobStatus, ids_to_ask, read_status
+from launch.slurm.telling.status_lines import compact, lines_of, tree
 from tests.launch.slurm.recorded import JOBS, Recorded, halfway
 
 REPO = Path(__file__).resolve().parents[3]
@@ -303,8 +303,8 @@ def test_a_scheduler_that_does_not_answer_is_told(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; import launch.slurm.status_command, launch.slurm.status_lines, launch.slurm.watch, launch.slurm.logs,"
-        " launch.slurm.history_command, launch.slurm.timeline, launch.slurm.commands, rich.console, rich.live;"
+        "import sys; import launch.slurm.telling.status_command, launch.slurm.telling.status_lines, launch.slurm.telling.watch, launch.slurm.telling.logs,"
+        " launch.slurm.telling.history_command, launch.slurm.telling.timeline, launch.slurm.scheduler.commands, rich.console, rich.live;"
         "print([m for m in ('torch', 'numpy', 'transformers', 'pandas', 'pyarrow', 'pydantic') if m in sys.modules])"
     )
     answer = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from submit_lab import TINY, Lab, new_lab
 
-from launch.slurm.jobs import NAMES
+from launch.slurm.submitting.jobs import NAMES
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_the_submitting_shell_does_not_come_along(lab: Lab) -> None:
 
 
 def test_nodes_with_a_bad_past_are_left_out(lab: Lab) -> None:
-    from launch.slurm.nodes import folder_of, remember
+    from launch.slurm.health.memory import folder_of, remember
 
     scontrol = lab.fake.folder / "scontrol"
     nodes = "\n".join(

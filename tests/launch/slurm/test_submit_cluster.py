@@ -12,8 +12,8 @@ from real_cluster import REPO, Cluster
 from submit_lab import CODE, TINY
 from test_script import NASTY
 
-from launch.slurm.jobs import NAMES
-from launch.slurm.script import Directive
+from launch.slurm.submitting.jobs import NAMES
+from launch.slurm.submitting.script import Directive
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster_submit")]
 

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.progress import Progress
-from launch.slurm.todo import stages_to_do
+from launch.slurm.submitting.todo import stages_to_do
 from launch.stages import Stage, Workshop
 
 

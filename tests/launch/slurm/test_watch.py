@@ -11,11 +11,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from launch.cli import app
-from launch.slurm import status_command
-from launch.slurm.job_state import JobState
-from launch.slurm.status import RunStatus, read_status
-from launch.slurm.status_command import Asking
-from launch.slurm.watch import exit_code, watch
+from launch.slurm.scheduler.job_state import JobState
+from launch.slurm.telling import status_command
+from launch.slurm.telling.status import RunStatus, read_status
+from launch.slurm.telling.status_command import Asking
+from launch.slurm.telling.watch import exit_code, watch
 from tests.launch.slurm.recorded import JOBS, Recorded, halfway
 
 T0 = 1_700_000_000.0

@@ -1,0 +1,1 @@
+"""Profiles of clusters: read, learned, listed."""

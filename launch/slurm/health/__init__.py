@@ -1,0 +1,1 @@
+"""Nodes: looked at before a start, and remembered when they failed."""

@@ -1,0 +1,1 @@
+"""SLURM's commands: what they are asked, what they say, what they refuse."""

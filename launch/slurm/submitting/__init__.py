@@ -1,0 +1,1 @@
+"""A recipe as jobs: which, with what text, submitted, resized, cancelled."""
