@@ -46,3 +46,15 @@ class Progress:
     def add_work(self, kind: WorkKind, seconds: float) -> None:
         """Add seconds that were measured elsewhere (a training process, say)."""
         self.work_s[kind] = self.work_s.get(kind, 0.0) + seconds
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: `0.4 s`, `15 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

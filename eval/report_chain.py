@@ -14,6 +14,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import read_json
+from data_prep.progress import format_seconds
 from eval import charts_chain
 from eval.report_parts import make_chart
 
@@ -57,18 +58,6 @@ def _check(record: Any) -> None:
         raise ValueError("not a number")
 
 
-def duration(seconds: float) -> str:
-    """A duration for people: `0.4 s`, `15 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def chain(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Sentence, chart, table and causes of what was lost; None where the run has no timeline or no link."""
     if record is None or not record["links"]:
@@ -92,7 +81,7 @@ def chain(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "chart": make_chart("Every link along the time", svg, note),
         "head": [_LABELS[group] for group in columns],
         "rows": rows,
-        "total": [duration(total[group]) for group in columns] + [duration(everything)],
+        "total": [format_seconds(total[group]) for group in columns] + [format_seconds(everything)],
         "shares": [f"{100 * total[group] / everything:.1f} %" if everything > 0 else "" for group in columns],
         "folded": len(rows) > _OPEN_ROWS,
         "start_up": _start_up(record, groups),
@@ -126,8 +115,8 @@ def _row(link: Mapping[str, Any], own: Mapping[str, float], columns: Sequence[st
         "began": datetime.fromtimestamp(begin, UTC).strftime("%m-%d %H:%M"),
         "nodes": ", ".join(map(str, link["nodes"])),
         "node_count": len(link["nodes"]) or "",
-        "cells": [duration(own[c]) if own.get(c, 0.0) >= _SHOWN_S else "" for c in columns],
-        "total": duration(math.fsum(own.values())),
+        "cells": [format_seconds(own[c]) if own.get(c, 0.0) >= _SHOWN_S else "" for c in columns],
+        "total": format_seconds(math.fsum(own.values())),
         "ended": ended,
     }
 
@@ -138,14 +127,14 @@ def _sentence(record: Mapping[str, Any], total: Mapping[str, float]) -> str:
     text = f"{len(links)} link{'s' if len(links) != 1 else ''} of {jobs} job{'s' if jobs != 1 else ''}"
     ends = [part["end"] for link in links for part in link["intervals"][-1:]]
     begins = [part["begin"] for link in links for part in link["intervals"][:1]]
-    text += f" in {duration(max(ends, default=0.0) - min(begins, default=0.0))}"
+    text += f" in {format_seconds(max(ends, default=0.0) - min(begins, default=0.0))}"
     if record["goodput"] is not None:
         useful = [_LABELS.get(group, group) for group in record["useful"]]
         listed = ", ".join(useful[:-1]) + " and " + useful[-1] if len(useful) > 1 else "".join(useful)
         text += f"; of the time on nodes, {100 * record['goodput']:.1f} % went into {listed}"
     again = sum(link["undone_steps"] for link in links)
     if total["lost"] >= _SHOWN_S:
-        text += f". {duration(total['lost'])} of work was lost"
+        text += f". {format_seconds(total['lost'])} of work was lost"
         text += f" ({again:,} step{'s were' if again != 1 else ' was'} computed again)" if again else ""
     else:
         text += ". No work was lost"
@@ -161,14 +150,14 @@ def _start_up(record: Mapping[str, Any], groups: Mapping[str, str]) -> list[tupl
             continue
         parts = [p["end"] - p["begin"] for link in trained for p in link["intervals"] if p["kind"] == kind]
         if math.fsum(parts) / len(trained) >= _SHOWN_S:
-            found.append((str(told["label"]), duration(math.fsum(parts) / len(trained))))
+            found.append((str(told["label"]), format_seconds(math.fsum(parts) / len(trained))))
     return found
 
 
 def _lost(record: Mapping[str, Any], links: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """(link, how long, why) of every interval that was lost."""
     return [
-        (_name(link, links), duration(part["end"] - part["begin"]), str(part.get("note") or "unknown"))
+        (_name(link, links), format_seconds(part["end"] - part["begin"]), str(part.get("note") or "unknown"))
         for link in links
         for part in link["intervals"]
         if part["kind"] == "lost"

@@ -31,6 +31,7 @@ import typer
 from data_prep.errors import UserError
 from launch.inspect_command import inspect_command
 from launch.ledger_command import ledger_app
+from launch.options import Cluster, Data, Overrides, RecipeName, RunName, Runs
 from launch.slurm.clusters.cluster_command import cluster_app
 from launch.slurm.drill.drill_command import drill_command
 from launch.slurm.health.preflight_command import preflight_command
@@ -43,7 +44,7 @@ from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
 app = typer.Typer(
     name="rumpun",
     help="Turn an open LLM into a text-embedding model for Malaysian text.",
-    epilog="Exit codes: 0 done, 1 defect, 2 a mistake to mend, 75 stopped and saved, 76 hung, 77 diverged.",
+    epilog="Exit codes: 0 done, 1 defect, 2 a mistake to mend, 75 saved, 76 hung, 77 diverged, 78 overtaken",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -51,31 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
-app.add_typer(recipe_app, name="recipe")
-app.add_typer(ledger_app, name="ledger")
-app.add_typer(cluster_app, name="cluster")
-app.add_typer(testbench_app, name="testbench")
-app.command("inspect")(inspect_command)
-app.command("preflight")(preflight_command)
-app.command("status")(status_command)
-app.command("watch")(watch_command)
-app.command("logs")(logs_command)
-app.command("history")(history_command)
-app.command("submit")(submit_command)
-app.command("cancel")(cancel_command)
-app.command("drill")(drill_command)
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a .toml file, or the name of one in recipes/")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="override one value, e.g. finetune.temperature=0.02")
-]
-Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="what {data} stands for in the recipe's paths")
-]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="where run folders go")]
-RunName = Annotated[
-    str | None, typer.Option("--run", metavar="NAME", help="name of the run folder, if not the recipe's")
-]
 Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", help="processes of a training phase (launch.nproc)")]
 Force = Annotated[bool, typer.Option("--force", help="rebuild even what is up to date")]
 Fresh = Annotated[
@@ -97,7 +74,7 @@ def quiet_libraries() -> None:
 
 def _run(
     name: str,
-    overrides: list[str],
+    overrides: list[str] | None,
     data: Path | None,
     runs: Path,
     run_name: str | None,
@@ -108,12 +85,12 @@ def _run(
 ) -> Path:
     """Load a recipe, walk its graph, print what came out, and return the run folder."""
     quiet_libraries()
-    from launch.display import TerminalProgress, format_seconds
+    from data_prep.progress import format_seconds
+    from launch.display import TerminalProgress
     from launch.recipe import load_recipe
     from launch.runner import Choice, check_run_name, walk
 
-    if nproc is not None:
-        overrides = [*overrides, f"launch.nproc={nproc}"]
+    overrides = [*(overrides or []), *([f"launch.nproc={nproc}"] if nproc is not None else [])]
     recipe, source = load_recipe(name, overrides)
     run = runs / check_run_name(run_name or recipe.name)
     progress = TerminalProgress()
@@ -152,7 +129,7 @@ def _print_end(run: Path) -> None:
 
 @app.command()
 def demo(
-    overrides: Overrides = [],
+    overrides: Overrides = None,
     runs: Runs = Path("runs"),
     nproc: Nproc = None,
     force: Force = False,
@@ -165,7 +142,7 @@ def demo(
 @app.command()
 def run(
     recipe: RecipeName,
-    overrides: Overrides = [],
+    overrides: Overrides = None,
     data: Data = None,
     runs: Runs = Path("runs"),
     run_name: RunName = None,
@@ -197,7 +174,7 @@ def _after(stage: str, run: Path) -> list[str]:
 def _add_stage_command(name: str, until: tuple[str, ...], text: str) -> None:
     def command(
         recipe: RecipeName,
-        overrides: Overrides = [],
+        overrides: Overrides = None,
         data: Data = None,
         runs: Runs = Path("runs"),
         run_name: RunName = None,
@@ -228,7 +205,7 @@ for _name, _until, _text in (
 @app.command()
 def probe(
     recipe: RecipeName,
-    overrides: Overrides = [],
+    overrides: Overrides = None,
     data: Data = None,
     runs: Runs = Path("runs"),
     run_name: RunName = None,
@@ -239,9 +216,9 @@ def probe(
     from launch.recipe import load_recipe
     from train.probe import probe_lines
 
-    loaded, _ = load_recipe(recipe, overrides)
+    loaded, _ = load_recipe(recipe, overrides or ())
     if loaded.truncate.probe is None:
-        overrides = [*overrides, "truncate.probe={}"]
+        overrides = [*(overrides or []), "truncate.probe={}"]
     run = _run(recipe, overrides, data, runs, run_name, nproc, until=("probe",))
     typer.echo("\n".join(probe_lines(read_json(run / "probe" / "probe.json"), kept=loaded.truncate.layers)))
 
@@ -251,17 +228,17 @@ def recipe_show(recipe: RecipeName, overrides: Overrides = []) -> None:
     """The recipe resolved: every value, with its one-line reason; the output is itself a recipe."""
     from launch.recipe import load_recipe, show
 
-    loaded, source = load_recipe(recipe, overrides)
+    loaded, source = load_recipe(recipe, overrides or ())
     typer.echo(f"# {source.name}, resolved\n" + "\n".join(show(loaded)))
 
 
 @recipe_app.command("check")
-def recipe_check(recipe: RecipeName, overrides: Overrides = [], data: Data = None) -> None:
+def recipe_check(recipe: RecipeName, overrides: Overrides = None, data: Data = None) -> None:
     """Validate a recipe and say what it needs: data, base model, disk, GPUs."""
     from launch.needs import needs_of
     from launch.recipe import load_recipe
 
-    loaded, source = load_recipe(recipe, overrides)
+    loaded, source = load_recipe(recipe, overrides or ())
     typer.echo(f"recipe {source.name} is valid")
     for line in needs_of(loaded, data=data):
         typer.echo(line)
@@ -300,11 +277,11 @@ def search(
 def job(
     name: Annotated[str, typer.Argument(metavar="JOB", help="prepare, pairs, pretrain, finetune, eval or export")],
     recipe: RecipeName,
-    overrides: Overrides = [],
+    overrides: Overrides = None,
     data: Data = None,
     runs: Runs = Path("runs"),
     run_name: RunName = None,
-    cluster: Annotated[str | None, typer.Option("--cluster", metavar="NAME", help="cluster profile")] = None,
+    cluster: Cluster = None,
     fresh: Fresh = False,
 ) -> None:
     """What a job script starts: one link of a job, on the nodes that the scheduler gave it."""
@@ -312,7 +289,7 @@ def job(
     from launch.slurm.inside.job import job_command
 
     code = job_command(
-        name, recipe, overrides, data=data, runs=runs, run_name=run_name, cluster=cluster, fresh=fresh
+        name, recipe, overrides or (), data=data, runs=runs, run_name=run_name, cluster=cluster, fresh=fresh
     )  # fmt: skip
     raise typer.Exit(code)
 
@@ -323,6 +300,21 @@ def doctor(runs: Runs = Path("runs")) -> None:
     from launch.doctor import print_doctor
 
     raise typer.Exit(print_doctor(runs))
+
+
+app.command("submit")(submit_command)
+app.command("status")(status_command)
+app.command("watch")(watch_command)
+app.command("logs")(logs_command)
+app.command("history")(history_command)
+app.command("cancel")(cancel_command)
+app.command("drill")(drill_command)
+app.command("preflight")(preflight_command)
+app.command("inspect")(inspect_command)
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(testbench_app, name="testbench")
 
 
 def _version(wanted: bool) -> None:

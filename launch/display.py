@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from data_prep.progress import Progress
+from data_prep.progress import Progress, format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 10.0
 REDRAW_EVERY_S = 0.1
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration for people: `0.4 s`, `15 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def format_count(value: float | str) -> str:

@@ -11,8 +11,6 @@ import pytest
 
 from data_prep.files import write_json
 from eval.report import write_report
-from eval.report_chain import chain, duration
-from launch.display import format_seconds
 
 EVIL = "<script>alert(1)</script>"
 T0 = 1_700_000_000.0
@@ -150,9 +148,3 @@ def test_a_damaged_timeline_is_named(run: Path, tmp_path: Path, record: Any) -> 
 def test_a_run_without_jobs_is_not_called_a_chain(run: Path, tmp_path: Path) -> None:
     html, _ = page(run, tmp_path / "out", {**timeline(2), "jobs": False})
     assert "Starts and stages" in html and "Chain of jobs" not in html
-
-
-def test_durations_read_as_elsewhere() -> None:
-    for seconds in (0.0, 0.44, 9.94, 9.96, 59.4, 59.6, 3599, 3601, 7322, 90061):
-        assert duration(seconds) == format_seconds(seconds)
-    assert chain(None) is None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.display import TerminalProgress, format_count, format_seconds
+from data_prep.progress import format_seconds
+from launch.display import TerminalProgress, format_count
 
 
 class Clock:

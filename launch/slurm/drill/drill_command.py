@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launch.options import Cluster, Data, Nodes, Overrides, RunName, Runs, TasksPerNode
+
 if TYPE_CHECKING:
     from launch.slurm.drill.drill import OnCluster
     from launch.slurm.drill.drill_figures import Figures
@@ -20,13 +22,9 @@ def drill_command(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|RUN", help="a recipe as for `rumpun submit`, or the folder of a run")
     ],
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="NAME", help="a profile of slurm/clusters/, or its file")
-    ] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="nodes of the job")] = None,
-    tasks_per_node: Annotated[
-        int | None, typer.Option("--tasks-per-node", metavar="N", min=1, help="ranks on each")
-    ] = None,
+    cluster: Cluster = None,
+    nodes: Nodes = None,
+    tasks_per_node: TasksPerNode = None,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=3, help="steps to measure")] = 10,
     phase: Annotated[
         str | None, typer.Option("--phase", metavar="NAME", help="pretrain or finetune; unset: the first not done")
@@ -35,16 +33,10 @@ def drill_command(
         list[str] | None, typer.Option("--moment", metavar="WHEN", help="step, start or save; unset: all three")
     ] = None,
     here: Annotated[bool, typer.Option("--here", help="with ranks on this machine, without a scheduler")] = False,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one value of the recipe")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="what {data} stands for in the recipe's paths")
-    ] = None,
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="where run folders go")] = Path("runs"),
-    run_name: Annotated[
-        str | None, typer.Option("--run", metavar="NAME", help="name of the run folder, if not the recipe's")
-    ] = None,
+    overrides: Overrides = None,
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    run_name: RunName = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
     """Rehearse preemption before it happens: signal training at the worst moments, on a copy, and measure.

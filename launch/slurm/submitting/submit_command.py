@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.options import Cluster, Data, Nodes, Overrides, RunName, Runs, TasksPerNode
+
 if TYPE_CHECKING:
     from launch.slurm.submitting.decide import Decision
     from launch.slurm.submitting.submit import Prepared
@@ -27,26 +29,16 @@ def submit_command(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|RUN", help="a recipe as for `rumpun run`, or a run folder to go on with")
     ],
-    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="nodes of a training job")] = None,
-    tasks_per_node: Annotated[
-        int | None, typer.Option("--tasks-per-node", metavar="N", min=1, help="ranks on each; unset: one for each GPU")
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="NAME", help="a profile of slurm/clusters/, or its file")
-    ] = None,
+    nodes: Nodes = None,
+    tasks_per_node: TasksPerNode = None,
+    cluster: Cluster = None,
     time_min: Annotated[
         int | None, typer.Option("--time", metavar="MIN", min=1, help="minutes of a link of a training job")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one value of the recipe")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="what {data} stands for in the recipe's paths")
-    ] = None,
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="where run folders go")] = Path("runs"),
-    run_name: Annotated[
-        str | None, typer.Option("--run", metavar="NAME", help="name of the run folder, if not the recipe's")
-    ] = None,
+    overrides: Overrides = None,
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    run_name: RunName = None,
     only: Annotated[str | None, typer.Option("--only", metavar="JOB", help="this job alone")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print every script and how it would be submitted; touch nothing")

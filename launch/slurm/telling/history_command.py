@@ -178,7 +178,7 @@ def show(record: Mapping[str, Any], console: Console, notes: Sequence[str]) -> N
     """Print the links as a table, or as lines where the terminal is narrow, and what it comes to."""
     from rich.text import Text
 
-    from launch.display import format_seconds
+    from data_prep.progress import format_seconds
     from launch.slurm.telling.plain import plain
 
     links = record["links"]
@@ -239,7 +239,7 @@ def _end_of(link: Mapping[str, Any]) -> str:
 
 def _start_up(record: Mapping[str, Any]) -> list[str]:
     """What a start-up was made of, on average over the links that trained."""
-    from launch.display import format_seconds
+    from data_prep.progress import format_seconds
 
     starts = [own for own in map(seconds_of, record["links"]) if own.get("train", 0.0) or own.get("processes", 0.0)]
     parts = {
@@ -256,7 +256,7 @@ def _start_up(record: Mapping[str, Any]) -> list[str]:
 
 def lost_lines(record: Mapping[str, Any]) -> list[str]:
     """One line for each interval that was lost."""
-    from launch.display import format_seconds
+    from data_prep.progress import format_seconds
     from launch.slurm.telling.plain import plain
 
     return [

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data_prep.errors import UserError
-from launch.display import format_seconds
+from data_prep.progress import format_seconds
 from launch.slurm.chain import Chain
 from launch.slurm.telling.goodput import PHASES
 from launch.slurm.telling.plain import plain

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from launch.display import format_seconds
+from data_prep.progress import format_seconds
 from launch.slurm.telling.plain import plain
 from launch.slurm.telling.status import JobStatus, Progress, RunStatus, quiet
 
