@@ -3,6 +3,7 @@
     rumpun demo                    everything, small, on this machine, from nothing
     rumpun run RECIPE              all stages here; skips what is done
     rumpun recipe show RECIPE      the recipe resolved, with the reason of every default
+    rumpun submit RECIPE           the same as a chain of SLURM jobs; cancel, drill, preflight beside it
     rumpun status|watch|logs RUN   where a run is, live too, and what its jobs say
     rumpun history RUN             where its time went, and why each link ended
     rumpun search MODEL TEXTS      try a model by hand
@@ -10,7 +11,8 @@
     rumpun ledger verify RUN       every sample exactly once, proven
 
 Exit codes: 0 done; 2 a mistake that the user can mend (one line, `error: …`); 1 a defect or a dead rank; 75 stopped on
-request, the same command goes on; 76 training hung; 77 training diverged; 130 ^C; 143 SIGTERM (train/exit_codes.py).
+request, the same command goes on; 76 training hung; 77 training diverged; 78 a newer start has taken over; 130 ^C; 143
+SIGTERM (train/exit_codes.py).
 
 While ranks train, SIGTERM, SIGUSR1, SIGUSR2 and a first ^C let them save: the command ends with 75. A second ^C ends
 everything at once. Where no rank runs there is nothing to save: what is being built is dropped, what is done is kept.
@@ -39,7 +41,7 @@ from launch.slurm.submitting.submit_command import cancel_command, submit_comman
 from launch.slurm.telling.history_command import history_command
 from launch.slurm.telling.status_command import logs_command, status_command, watch_command
 from launch.testbench import testbench_app
-from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED
+from train.exit_codes import DIVERGED, INTERRUPTED, MISTAKE, STOPPED, SUPERSEDED
 
 app = typer.Typer(
     name="rumpun",
@@ -343,8 +345,11 @@ def _told(error: Exception) -> tuple[str, int] | None:
     """The line and the exit code of an error of training that says all by itself."""
     from launch.failure import RankFailure
     from train.guard import Diverged
+    from train.history.fence import Superseded
     from train.survival import Stopped
 
+    if isinstance(error, Superseded):
+        return str(error), SUPERSEDED
     if isinstance(error, Stopped):
         return str(error), STOPPED
     if isinstance(error, Diverged):
