@@ -251,7 +251,7 @@ def _threads() -> Check:
 def _slurm(which: Callable[[str], str | None] = shutil.which) -> Check:
     missing = [command for command in SLURM_COMMANDS if which(command) is None]
     if len(missing) == len(SLURM_COMMANDS):
-        fix = "fine on one machine; on a cluster use a login node or load its module; to try one here: rumpun testbench up"
+        fix = "fine on one machine; on a cluster use a login node; to try one here: rumpun testbench up"
         return Check("SLURM (optional)", "WARN", "no SLURM commands", fix)
     if missing:
         fix = "install the whole SLURM client, or load its module"
