@@ -15,6 +15,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,9 +109,8 @@ def _group(name: str) -> str:
     return re.sub(r"[\[\]@]", "-", name) if file in APART else file
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each test its group, and put the longest group first; nothing without `--dist loadgroup`."""
+    """Put the longest group first; nothing without `--dist loadgroup`."""
     if not getattr(config.option, "loadgroup", False):
         return
     groups: defaultdict[str, list[pytest.Item]] = defaultdict(list)
@@ -123,9 +123,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     items.clear()
     for name in sorted(groups, key=seconds, reverse=True):
-        for item in groups[name]:
-            item.add_marker(pytest.mark.xdist_group(name))
-            items.append(item)
+        items += groups[name]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups as `_group` says. xdist's own marks end in the node ids, which pytest 9.2 keeps elsewhere."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Grouped(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from test_script import NASTY
 from launch.slurm.submitting.jobs import NAMES
 from launch.slurm.submitting.script import Directive
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster_submit")]
+pytestmark = pytest.mark.slow
 
 
 def rumpun(cluster: Cluster, *words: str | Path, code: int = 0, cwd: Path | None = None) -> str:
