@@ -177,6 +177,9 @@ def main(job_file: Path, stop: StopRequest) -> NoReturn:
         if lost_line := _overtaken(job):  # its folders were swept away: no defect
             code = SUPERSEDED
             print(lost_line, file=sys.stderr)
+        elif (Path(job["out"]) / FAILURE).exists():  # it only lost a rank that has told its mistake
+            code = MISTAKE
+            print("ended: another rank has found a mistake, and tells it", file=sys.stderr)
         else:
             if heart is not None:
                 heart.hold()

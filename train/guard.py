@@ -54,6 +54,11 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name
 
+    @property
+    def signal(self) -> str | None:
+        """The first signal that asked for it, None where none has."""
+        return self._signal
+
     def reason(self) -> str | None:
         """Why to stop ("SIGUSR1", "time limit"), the first signal first; None: go on. Costs no system call but one."""
         if self._signal is not None:

@@ -79,12 +79,13 @@ class Survival:
         """Begin a part of the start-up together, or stop here where any rank was asked to. A collective.
 
         Loading takes longer than the grace of many a preemption: a start that is not wanted any more ends between its
-        parts, not after its first step. Raises `Stopped`; nothing was changed since the last save.
+        parts, not after its first step. What the time limit allows is the loop's to judge. Raises `Stopped`; nothing
+        was changed since the last save.
         """
         from train.agree import exchange
         from train.history.folder import steps_in
 
         self.at(place)
-        asked = [reason for reason in exchange(self.stop.reason()) if reason]
+        asked = [reason for reason in exchange(self.stop.signal) if reason]
         if asked:
             raise Stopped(asked[0], next(iter(steps_in(self.history / "checkpoints")), 0))

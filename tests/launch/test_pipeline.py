@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -162,19 +163,20 @@ def ranks_of(run: Path) -> list[int]:
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1])
 def test_a_request_to_stop_saves_and_leaves_nothing_half_written(prepared: Path, sent: signal.Signals) -> None:
-    """Sent while the ranks are still starting: they note it, take their first step, save and end."""
+    """Sent while the ranks are still starting: they end between two parts of the start-up, or save their first step."""
     process = start(prepared)
     assert wait_for(lambda: bool(ranks_of(prepared / "tiny")), process)
     process.send_signal(sent)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert "after step 1; the same command goes on" in err and "Traceback" not in err
+    step = re.search(r"after step ([01]); the same command goes on", err)
+    assert step and "Traceback" not in err, err
     assert ranks_of(prepared / "tiny") == []
     assert not (prepared / "tiny" / "pretrain").exists()
     assert not list((prepared / "tiny").glob(".building/*"))
     assert (prepared / "tiny" / "truncate" / "stage.json").exists()
     latest = prepared / "tiny" / "history" / "pretrain" / "checkpoints" / "latest"
-    assert latest.read_text() == "step-00000001\n"
+    assert (latest.read_text() if latest.exists() else "") == ("step-00000001\n" if step[1] == "1" else "")
 
 
 def test_a_second_interrupt_ends_everything_at_once(prepared: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -287,7 +288,7 @@ def survived(told: dict[str, Any]) -> None:
         assert one["wrong"] == "" and (one["moment"] == LAST or one["went_on"] == one["saved"] + 1)
     first, start, save, last = (m["saved"] for m in told["moments"])
     assert 0 < first <= start < save < last
-    assert told["proof"].startswith("Proven") and "through 4 starts" in told["proof"]
+    assert told["proof"].startswith("Proven") and re.search("through [34] starts", told["proof"])
 
 
 @pytest.mark.slow

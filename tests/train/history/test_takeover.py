@@ -29,14 +29,15 @@ def test_an_old_start_in_the_middle_of_its_work_changes_nothing_more(tmp_path: P
 
 
 @pytest.mark.slow
-def test_at_every_touch(tmp_path: Path) -> None:
-    found = takeovers(tmp_path, "late", 1, 1)
+def test_at_many_touches(tmp_path: Path) -> None:
+    """Every tenth of some two hundred; `takeover_job.py FOLDER late 1 1` is at all of them."""
+    found = takeovers(tmp_path, "late", 4, 10)
     codes = [code for _, _, code in found]
-    assert len(codes) > 150
+    assert len(codes) > 15
     # 79: it ended by another error, since its folders were swept away, and then saw that it had lost the history
-    assert set(codes) <= {0, 78, 79} and codes.count(78) > 100
+    assert set(codes) <= {0, 78, 79} and codes.count(78) > 8
     # 0: it had nothing left to do but to write what it was told, into a folder of its own
-    assert 0 not in codes[:-60]
+    assert 0 not in codes[:-6]
 
 
 @pytest.mark.slow
