@@ -14,6 +14,7 @@ deleted before its successor is in place.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -240,13 +241,21 @@ class Saver:
         )
 
     def _parts(self, task: _Task) -> list[dict[str, Any]]:
-        """All ranks' parts, as soon as they are there."""
+        """All ranks' parts, as soon as they are there.
+
+        Raises:
+            Superseded: a newer start has the history. OSError: the folder is gone. UserError: a rank failed or is late.
+            Abandoned: `close` was called.
+        """
         until, look_s = time.monotonic() + self._part_timeout_s, _LOOK_S
         waited_for = set(range(self._ranks))
         while True:
             waited_for -= {rank for rank in waited_for if (task.place / f"part-{rank:04d}.json").exists()}
             if not waited_for:
                 return [read_json(task.place / f"part-{rank:04d}.json") for rank in range(self._ranks)]
+            self._check()  # a newer start sweeps this folder away, also after this rank's part: nothing would come
+            if not task.place.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(task.place))
             for rank in sorted(waited_for):
                 failed = task.place / f"failed-{rank:04d}.json"
                 if failed.exists():

@@ -16,7 +16,8 @@ from saved import SHAPES, assert_whole, look, names, save, saved, savers, split,
 
 from data_prep.errors import UserError
 from train.history.checkpoint import Checkpoint, CheckpointConfig
-from train.history.folder import steps_in
+from train.history.fence import Fence, Superseded, claim
+from train.history.folder import steps_in, sweep
 from train.history.part import write_verified
 from train.history.pieces import Piece
 from train.history.saver import Saver
@@ -207,6 +208,39 @@ def test_close_ends_without_waiting_for_others(tmp_path: Path) -> None:
     started = time.monotonic()
     first.close()
     assert time.monotonic() - started < 5 and names(tmp_path) == set()
+
+
+def _waiting_for_rank_1(folder: Path, fence: Fence | None) -> Saver:
+    """Rank 0 has delivered its part, and waits for one that never comes, for half an hour."""
+    saver = Saver(folder, rank=0, ranks=2, fence=fence, part_timeout_s=1800)
+    saver.save(2, split(state(2), 2)[0], {}, {})
+    until = time.monotonic() + 30
+    while not list(folder.glob(".step-*/part-0000.json")) and time.monotonic() < until:
+        time.sleep(0.005)
+    return saver
+
+
+def _why_within(saver: Saver, seconds: float) -> UserError | Superseded | None:
+    until = time.monotonic() + seconds
+    while saver.busy and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not saver.busy, "it still waits"
+    return saver.failure()
+
+
+def test_a_takeover_ends_the_wait_for_other_ranks(tmp_path: Path) -> None:
+    """A newer start sweeps the save away after this rank's part of it: nothing would come any more."""
+    saver = _waiting_for_rank_1(tmp_path / "checkpoints", claim(tmp_path, job=None))
+    newer = claim(tmp_path, job=None)
+    assert isinstance(_why_within(saver, 20), Superseded)
+    sweep(tmp_path / "checkpoints", fence=newer)
+    assert names(tmp_path / "checkpoints") == set()
+
+
+def test_a_folder_that_somebody_removed_ends_the_wait_for_other_ranks(tmp_path: Path) -> None:
+    saver = _waiting_for_rank_1(tmp_path, None)
+    sweep(tmp_path)
+    assert "No such file" in str(_why_within(saver, 20))
 
 
 def test_bytes_that_the_disk_changed_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
