@@ -2,8 +2,8 @@
 
 `python -m launch.slurm.health.preflight_node TOKEN ASK` is started once on every node. It speaks with the controller by
 its own stdin and stdout, which the scheduler carries: neither an open port nor a shared folder is needed for a node to
-be heard. Every line to the controller is `TOKEN {json}`, so that whatever a library prints beside does not disturb;
-every line from it is `{json}`, the same for all nodes.
+be heard. Every line from the controller is `{json}`, the same for all nodes; every line to it is JSON too, in pieces
+(`launch/slurm/health/preflight_lines.py`).
 
     → {"at": "hello"}                at once, before anything can hang
     → {"at": "part", "part": …}      before each part of the look: a node that hangs is known to hang there
@@ -34,6 +34,7 @@ from typing import Any
 
 from launch.slurm.health import preflight_facts as look
 from launch.slurm.health.preflight_gpu import gpu_facts, matrix_gpu, visible_gpus, xids
+from launch.slurm.health.preflight_lines import cut
 from launch.slurm.health.preflight_pairs import Listener, own_part
 
 
@@ -41,13 +42,12 @@ class Voice:
     """Lines to the controller, whole, from any thread."""
 
     def __init__(self, token: str) -> None:
-        self._token, self._lock = token.encode(), threading.Lock()
+        self._token, self._lock = token, threading.Lock()
 
     def say(self, at: str, **facts: Any) -> None:
         """Write one line. A controller that is gone ends this process: there is nobody left to work for."""
-        line = json.dumps({"at": at, "node": look.node_name(), **facts}, separators=(",", ":")).encode()
-        # the leading newline ends what a library may have written without one
-        data = b"\n" + self._token + b" " + line + b"\n"
+        node = look.node_name()
+        data = cut(self._token, node, {"at": at, "node": node, **facts})
         with self._lock:
             try:
                 while data:

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.slurm.health.preflight_facts import code_root
+from launch.slurm.health.preflight_lines import Joined
 from launch.slurm.health.preflight_result import THE_STEP_ENDED
 from launch.slurm.scheduler.hostlist import expand
 
@@ -116,13 +117,11 @@ class Step:
         self.end()
 
     def _read(self) -> None:
-        mark = f"{self._token} ".encode()
+        joined = Joined(self._token)
         assert self._process.stdout
-        for line in self._process.stdout:
-            _, found, text = line.partition(mark)
-            if found:
-                with suppress(ValueError):
-                    self._lines.put((time.time(), json.loads(text)))
+        for written in self._process.stdout:
+            if (line := joined.take(written)) is not None:
+                self._lines.put((time.time(), line))
         self._lines.put((time.time(), None))
 
     def _read_errors(self) -> None:

@@ -126,8 +126,9 @@ def test_settings_of_a_bench(new_bench: Callable[..., Cluster]) -> None:
     bench.wait_for_state(high, "COMPLETED")
     assert "user signal" in bench.output(low)
     # JobRequeue=0: a lost node is the end of the job
-    job = bench.sbatch("srun sleep 600", "-N2")
-    bench.wait_for_state(job, "RUNNING")
+    job = bench.sbatch("srun sh -c 'echo began; sleep 600'", "-N2")
+    # a node that is lost while srun still starts the step ends the job as FAILED
+    bench.wait_for("both tasks", lambda: bench.output(job).count("began") == 2)
     bench.crash("node2")
     bench.wait_for_state(job, "NODE_FAIL")
 
