@@ -273,7 +273,7 @@ class Builders:
 
     def report(self, out: Path, progress: Progress) -> Counts:
         """Draw the page."""
-        from eval.report import write_report
+        from eval.report.page import write_report
         from launch.slurm.telling.history_command import make_timeline
 
         make_timeline(self.run)

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from data_prep.errors import UserError
-from eval.charts import compact
-from eval.report import write_report
+from eval.report.charts import compact
+from eval.report.page import write_report
 from eval.table import best_systems, print_results, results_lines
 from tests.eval.run_fixture import write_run
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.files import write_json
-from eval.report import write_report
+from eval.report.page import write_report
 
 EVIL = "<script>alert(1)</script>"
 T0 = 1_700_000_000.0

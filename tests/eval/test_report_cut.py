@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from eval.report import write_report
+from eval.report.page import write_report
 from tests.eval.run_fixture import write_run
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from eval.report_chain import chain as chain_section
-from eval.report_chain import read_chain
+from eval.report.chain import chain as chain_section
+from eval.report.chain import read_chain
 from launch.slurm.scheduler.job_state import JobState
 from launch.slurm.telling.causes import cause_of
 from launch.slurm.telling.history_command import make_timeline, seconds_of

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_atomically, write_json
-from eval import report_parts as parts
 from eval.metrics import metric_names
-from eval.report_chain import chain, read_chain
-from eval.report_cut import cut
-from eval.report_data import data_sections
-from eval.report_training import training
-from eval.run_facts import RunFacts, read_run, time_summary
+from eval.report import parts
+from eval.report.chain import chain, read_chain
+from eval.report.cut import cut
+from eval.report.data import data_sections
+from eval.report.facts import RunFacts, read_run, time_summary
+from eval.report.training import training
 from eval.table import results_lines
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.charts import FAINT, INK, KIND_COLOURS, canvas, short, to_svg
+from eval.report.charts import FAINT, INK, KIND_COLOURS, canvas, short, to_svg
 
 
 def depths(

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from eval import charts, charts_training
-from eval.report_parts import make_chart, number
-from eval.run_facts import Phase
+from eval.report import charts, charts_training
+from eval.report.facts import Phase
+from eval.report.parts import make_chart, number
 
 
 def _percent(value: float) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval import charts
 from eval.metrics import metric_names
-from eval.run_facts import RunFacts, Stage, time_summary
+from eval.report import charts
+from eval.report.facts import RunFacts, Stage, time_summary
 from eval.table import best_systems, subsets_of
 
 if TYPE_CHECKING:

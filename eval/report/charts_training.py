@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval.charts import INK, KIND_COLOURS, canvas, compact, to_svg
+from eval.report.charts import INK, KIND_COLOURS, canvas, compact, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

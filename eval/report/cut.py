@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval import charts_cut
-from eval.report_parts import make_chart, million
-from eval.run_facts import Stage
+from eval.report import charts_cut
+from eval.report.facts import Stage
+from eval.report.parts import make_chart, million
 from train.probe import verdict
 
 _TABLE_ROWS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval.charts import FAINT, INK, KIND_COLOURS, LINE, SURFACE, WARN, canvas, short, to_svg
+from eval.report.charts import FAINT, INK, KIND_COLOURS, LINE, SURFACE, WARN, canvas, short, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

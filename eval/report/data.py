@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval import charts
-from eval.report_parts import Chart, make_chart
-from eval.run_facts import DataReports
+from eval.report import charts
+from eval.report.facts import DataReports
+from eval.report.parts import Chart, make_chart
 
 _READ = 50
 """Samples of one fold: what a person reads in half an hour."""

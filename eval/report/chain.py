@@ -15,8 +15,8 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from data_prep.progress import format_seconds
-from eval import charts_chain
-from eval.report_parts import make_chart
+from eval.report import charts_chain
+from eval.report.parts import make_chart
 
 FILE = Path("chain") / "timeline.json"
 _FORMAT = 1
