@@ -60,8 +60,8 @@ def copy_minilm(out: Path) -> None:
 
 def recalls(model: Path, sets: list[EvaluationSet], *, max_tokens: int) -> dict[str, NDArray[Any]]:
     """recall@10 of every query of every set, [queries] float64, with the weights of a folder."""
-    from eval.baselines import DenseRanker
     from eval.metrics import recall_at_k
+    from eval.systems.dense import DenseRanker
     from train.encoder import EncoderConfig, TextEncoder
 
     ranker = DenseRanker(TextEncoder(model, config=EncoderConfig(max_tokens=max_tokens)), name=model.name)

@@ -20,8 +20,8 @@ from data_prep.errors import UserError
 from data_prep.evaluation_sets import EvaluationSet, load_set
 from data_prep.files import disk_errors, write_json
 from eval import metrics
-from eval.baselines import DenseRanker
-from eval.systems import System
+from eval.systems.dense import DenseRanker
+from eval.systems.listing import System
 from train.encoder import TextEncoder
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from data_prep.progress import Progress
-    from eval.baselines import Ranker
+    from eval.systems.ranker import Ranker
 
 EXAMPLES = 10
 _EXAMPLE_CHARACTERS = 500

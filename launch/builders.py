@@ -238,7 +238,7 @@ class Builders:
     def eval(self, out: Path, progress: Progress) -> Counts:
         """Evaluate all systems."""
         from eval.retrieval import evaluate
-        from eval.systems import build_systems
+        from eval.systems.listing import build_systems
 
         systems = build_systems(
             self.recipe.eval,

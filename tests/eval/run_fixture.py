@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from data_prep.files import write_json
 from data_prep.progress import Progress
-from eval.baselines import BM25Ranker, ordered_top_k
 from eval.retrieval import EvalConfig, evaluate
-from eval.systems import System
+from eval.systems.bm25 import BM25Ranker
+from eval.systems.listing import System
+from eval.systems.ranker import ordered_top_k
 
 WORDS = ["hujan", "padi", "sawah", "pasar", "ikan", "murah", "kerajaan", "bantuan", "sekolah", "guru", "jalan", "harga"]
 SYSTEMS = [

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from data_prep.errors import UserError
 from data_prep.evaluation_sets import load_set
 from data_prep.progress import Progress
-from eval.baselines import BM25Ranker, Ranker
 from eval.retrieval import EvalConfig, evaluate, rank_file
-from eval.systems import System, build_systems
+from eval.systems.bm25 import BM25Ranker
+from eval.systems.listing import System, build_systems
+from eval.systems.ranker import Ranker
 from tests.eval.run_fixture import PlantedRanker, write_set
 
 

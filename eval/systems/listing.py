@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from data_prep.errors import UserError
-from eval.baselines import BM25_B, BM25_K1, PACKAGE_PREFIX, BM25Ranker, DenseRanker, Ranker, SentenceTransformerEmbedder
+from eval.systems.bm25 import BM25_B, BM25_K1, BM25Ranker
+from eval.systems.dense import PACKAGE_PREFIX, DenseRanker, SentenceTransformerEmbedder
+from eval.systems.ranker import Ranker
 
 if TYPE_CHECKING:
     from eval.retrieval import EvalConfig

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.evaluation_sets import load_set
-from eval.baselines import BM25Ranker, DenseRanker, SentenceTransformerEmbedder, bm25_tokens, ordered_top_k
 from eval.metrics import per_query
+from eval.systems.bm25 import BM25Ranker, bm25_tokens
+from eval.systems.dense import DenseRanker, SentenceTransformerEmbedder
+from eval.systems.ranker import ordered_top_k
 
 
 def test_tokens_of_scripts_with_spaces_are_words_with_their_marks() -> None:
