@@ -25,7 +25,9 @@ def test_an_old_start_in_the_middle_of_its_work_changes_nothing_more(tmp_path: P
     """A few places; the slow tests are at all of them."""
     found = takeovers(tmp_path, "late", 60, 75)
     assert [k for k, _, _ in found][:2] == [60, 135]
-    assert {code for _, _, code in found} <= {78, 79}
+    codes = [code for _, _, code in found]
+    # at its last touches it may have had nothing left to do (0)
+    assert set(codes[:-1]) <= {78, 79} and codes[-1] in (0, 78, 79)
 
 
 @pytest.mark.slow
