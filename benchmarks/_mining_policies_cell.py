@@ -30,7 +30,8 @@ def main(path: str) -> None:
         from _peer_ours import start_one_rank
 
         from train.encoder import EncoderConfig
-        from train.finetune import FinetuneConfig, finetune
+        from train.finetune import finetune
+        from train.finetune_config import FinetuneConfig
 
         start_one_rank()
         finetune(

@@ -44,11 +44,12 @@ def rumpun(job: Job, gate: Gate) -> None:
     from train.backbone import copy_tokenizer
     from train.encoder import EncoderConfig, load_backbone, make_encoder, save_encoder_config
     from train.engine import Engine
-    from train.finetune import FinetuneConfig, teach
+    from train.finetune import teach
+    from train.finetune_config import FinetuneConfig
     from train.flops import Flops, Work
     from train.graph_memory import GraphMemory
+    from train.lesson import summed
     from train.loader import Prefetch
-    from train.loop import summed
     from train.model_folder import save_encoder
     from train.phase import rate_factor
 

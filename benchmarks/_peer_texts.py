@@ -20,7 +20,7 @@ from data_prep.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from train.draws import Draws
 from train.encoder import EncoderConfig, save_encoder_config
 from train.export import write_folder
-from train.finetune import FinetuneConfig
+from train.finetune_config import FinetuneConfig
 from train.pair_stream import PairStream, load_sources
 
 REAL_FILES = ("news_ms", "web_ms", "legal_ms", "research_ms_id")

@@ -66,7 +66,7 @@ def _our_schedule(job: Job, model: Any) -> tuple[Any, Any]:
     """AdamW as the trainer would make it, under the schedule of the job's finetuning table."""
     import torch
 
-    from train.finetune import FinetuneConfig
+    from train.finetune_config import FinetuneConfig
     from train.phase import rate_factor
 
     config = FinetuneConfig(**job["finetune"])

@@ -171,7 +171,7 @@ class Runs:
 
     def _arena(self, seed: int) -> Arena:
         from train.encoder import EncoderConfig
-        from train.finetune import FinetuneConfig
+        from train.finetune_config import FinetuneConfig
 
         args, batches = self._args, self._folder / f"batches-{seed}.jsonl"
         config, encoder = FinetuneConfig(**self._finetune), EncoderConfig(**self._encoder)

@@ -68,7 +68,7 @@ class Bench:
         from transformers import AutoTokenizer
 
         from train.encoder import EncoderConfig
-        from train.finetune import FinetuneConfig
+        from train.finetune_config import FinetuneConfig
 
         self.args, self.folder, self.batch = args, folder, batch
         self.steps = 1 + args.warm + args.rounds * args.steps

@@ -233,6 +233,7 @@ class Builders:
         return self._train(
             "finetune", out, progress, config=recipe.finetune.model_dump(), encoder=recipe.encoder.model_dump(),
             sources=on, model=self.run / "pretrain" / "model",
+            watched=[str(s.resolve()) for s in self.at.all_sets()] if settings.eval_every_steps else [],
         )  # fmt: skip
 
     def eval(self, out: Path, progress: Progress) -> Counts:

@@ -36,7 +36,7 @@ from launch.slurm.config import SlurmConfig
 from train.backbone import BaseConfig
 from train.encoder import EncoderConfig
 from train.export import ExportConfig
-from train.finetune import FinetuneConfig
+from train.finetune_config import FinetuneConfig
 from train.guard import GuardConfig
 from train.history.checkpoint import CheckpointConfig
 from train.pretrain import PretrainConfig

@@ -92,7 +92,8 @@ def _train(job: dict[str, Any], survival: Survival) -> None:
         )
     else:
         from train.encoder import EncoderConfig
-        from train.finetune import FinetuneConfig, finetune
+        from train.finetune import finetune
+        from train.finetune_config import FinetuneConfig
 
         finetune(
             FinetuneConfig(**job["config"]),
@@ -102,6 +103,7 @@ def _train(job: dict[str, Any], survival: Survival) -> None:
             out=out,
             seed=job["seed"],
             survival=survival,
+            watched=[Path(folder) for folder in job.get("watched", [])],
         )
 
 

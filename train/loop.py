@@ -7,10 +7,9 @@ was stopped anywhere and resumed takes the same steps as one that was not.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -23,17 +22,17 @@ from train.history.forecast import check_space
 from train.history.resume import CHECKPOINTS, History
 from train.history.rng import generator_states, set_generators
 from train.history.saver import Saver
+from train.lesson import Lesson, summed
 from train.loader import Prefetch
 from train.pace import Pace
 from train.phase import PhaseConfig, rate_factor
 from train.survival import Stopped, Survival
 
 if TYPE_CHECKING:
-    import torch
-
     from train.draws import Draw, Draws
     from train.engine import Engine
     from train.meter import Meter
+    from train.watch import Watching
 
 _RECORD_BYTES = 2048  # of one step in the ledger and the metrics
 _STATE_BYTES = 12  # of a parameter in a checkpoint: the weight and two moments in fp32
@@ -58,23 +57,6 @@ Item = TypeVar("Item", bound=Prepared)
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What one rank did for a step, before the update.
-
-    Attributes:
-        share: this rank's share of the global mean loss. work: what it computed, to be summed over ranks.
-        whole: whether `work` is that of the whole batch already, the same on all ranks.
-        parts: seconds of it by name. notes: further values of the record, equal on all ranks.
-    """
-
-    share: float | torch.Tensor
-    work: Work
-    whole: bool = False
-    parts: Mapping[str, float] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class _Shared:
     """What the ranks agreed on in a step: the loss, the work of all, and wishes that any of them had.
 
@@ -92,32 +74,6 @@ class _Shared:
     superseded: bool
 
 
-def summed(lesson: Lesson, wishes: Sequence[float], *, device: Any) -> tuple[float, Work, float | None, list[float]]:
-    """(mean loss of the global batch, work of all ranks, unevenness, the highest of each wish). A collective.
-
-    One all-reduce of a small table, to which every rank adds its own row: the same bits everywhere, whatever the order
-    in which the library adds.
-    """
-    import torch
-    import torch.distributed as dist
-
-    rank, ranks = world()
-    table = torch.zeros(ranks, 1 + len(wishes) + len(lesson.work.values()), dtype=torch.float64, device=device)
-    table[rank, 0] = lesson.share
-    table[rank, 1:] = torch.tensor([*wishes, *lesson.work.values()], dtype=torch.float64)
-    if ranks > 1:
-        dist.all_reduce(table)
-    rows = table.tolist()
-    shares = [row[0] for row in rows]
-    loss = math.fsum(shares) if all(map(math.isfinite, shares)) else math.nan
-    works = [Work(*(int(v) for v in row[1 + len(wishes) :])) for row in rows]
-    total = lesson.work if lesson.whole else sum(works, Work())
-    uneven = None
-    if ranks > 1 and not lesson.whole:
-        uneven = max(w.tokens for w in works) * ranks / max(1, total.tokens) - 1
-    return loss, total, uneven, [max(row[1 + i] for row in rows) for i in range(len(wishes))]
-
-
 class Loop(Generic[Item]):
     """Runs the steps of a phase that its history does not hold yet.
 
@@ -126,6 +82,7 @@ class Loop(Generic[Item]):
         out: where the trained model will be written; there must be room for it.
         make: a batch of its draw, in a background thread. teach: forward and backward of this rank.
         remember: what the phase itself wants in a checkpoint, as JSON values.
+        watching: measures the model between steps, where that is wanted.
     """
 
     def __init__(
@@ -143,11 +100,13 @@ class Loop(Generic[Item]):
         history: History,
         out: Path,
         remember: Callable[[], Mapping[str, Any]] = dict,
+        watching: Watching | None = None,
     ) -> None:
         self._rank, self._ranks = world()
         self._config, self._seed, self._engine, self._draws = config, seed, engine, draws
         self._steps, self._make, self._teach = steps, make, teach
         self._meter, self._survival, self._history, self._remember = meter, survival, history, remember
+        self._watching = watching
         self.start_s: dict[str, float] = {}
         """Seconds from the process's start to the end of its first step, by place."""
         self._judge = StepJudge(survival.guard)
@@ -221,6 +180,9 @@ class Loop(Generic[Item]):
                 if step == first:
                     self.start_s = dict(self._survival.places.spent_s)
                 self._boundary(step, shared, ended=step == last)
+                if self._watching is not None:
+                    with self._pace.pausing():
+                        self._watching.after(step, ended=step == last, needed_s=self._pace.needed_s)
                 self._pace.end()
 
     def _step(self, step: int, *, next_item: Prefetch[Item]) -> _Shared:

@@ -24,7 +24,8 @@ from train.gather import world
 from train.history.identity import Identity, flat, folder_fingerprint
 from train.history.resume import History
 from train.host_linear import use_host_linear
-from train.loop import Lesson, Loop
+from train.lesson import Lesson
+from train.loop import Loop
 from train.meter import Meter
 from train.phase import PhaseConfig, check_fills, total_steps
 from train.recompute import recompute_layers

@@ -24,7 +24,8 @@ from train.history.fence import Fence
 from train.history.identity import Identity
 from train.history.pieces import Piece
 from train.history.resume import History
-from train.loop import Lesson, Loop
+from train.lesson import Lesson
+from train.loop import Loop
 from train.meter import Meter
 from train.phase import PhaseConfig
 from train.survival import Survival

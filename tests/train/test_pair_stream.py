@@ -17,7 +17,7 @@ from data_prep.shards import Shards, ShardWriter
 from train.cursor import GlobalOrder, Source
 from train.draws import Draw, Draws
 from train.encoder import EncoderConfig
-from train.finetune import FinetuneConfig
+from train.finetune_config import FinetuneConfig
 from train.loader import Prefetch
 from train.pair_stream import PairStream, blend_table, choose, load_blend, load_sources, open_source, source_of
 from train.relations import Chosen, content_numbers, document_number, number_of, relations_of

@@ -25,7 +25,8 @@ from train.attention_layout import attention_layout
 from train.draws import Draw
 from train.encoder import EncoderConfig, load_backbone, make_encoder
 from train.engine import Engine, Step
-from train.finetune import FinetuneConfig, train_step
+from train.finetune import train_step
+from train.finetune_config import FinetuneConfig
 from train.gather import world
 from train.graph_memory import GraphMemory
 from train.pair_stream import Hand, PairStream, load_sources

@@ -20,13 +20,15 @@ from train.attention_layout import attention_layout
 from train.draws import Draw
 from train.encoder import EncoderConfig, load_backbone, make_encoder
 from train.engine import Step
-from train.finetune import FinetuneConfig, finetune, train_step
+from train.finetune import finetune, train_step
+from train.finetune_config import FinetuneConfig
 from train.gather import sum_gradients, world
 from train.graph_memory import GraphMemory
 from train.pair_stream import Hand, PairStream
 from train.pretrain import PretrainConfig, pretrain
 
 STEPS = 20
+WATCHED_EVERY = 8
 FINETUNE: dict[str, Any] = {
     "precision": "fp32", "batch_pairs": 10, "positives": 2, "hard_negatives": 2, "max_steps": STEPS, "epochs": 100.0,
     "learning_rate": 2e-3, "warmup_steps": 4, "schedule": "cosine", "gradient_clip": 0.5, "temperature": 0.1,
@@ -119,10 +121,14 @@ class RecordingStream(PairStream):
 
 
 def small_training(folder: Path, out: Path, stage: int) -> dict[str, Any]:
-    """The real finetuning for twenty steps, from pair shards to saved weights. Returns what was trained on."""
+    """The real finetuning for twenty steps, from pair shards to saved weights. Returns what was trained on.
+
+    On one rank nothing is watched, on several the retrieval of the model is: the same weights must come out.
+    """
     RecordingStream.seen = {}
     out.mkdir(exist_ok=True)
-    config = FinetuneConfig(**FINETUNE, zero_stage=stage)
+    watched = [folder / "watched"] if world()[1] > 1 else []
+    config = FinetuneConfig(**FINETUNE, zero_stage=stage, eval_every_steps=WATCHED_EVERY, eval_documents=50)
     encoder = EncoderConfig(max_tokens=32, projection=24)
     with (
         mock.patch.object(train.finetune, "PairStream", RecordingStream),
@@ -135,6 +141,7 @@ def small_training(folder: Path, out: Path, stage: int) -> dict[str, Any]:
             model=folder / "models" / "llama",
             out=out,
             seed=3,
+            watched=watched,
         )
     KeepingEngine.last.close()
     ranks = world()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -37,3 +38,15 @@ def make_many_pairs(folder: Path) -> None:
             writer.append(
                 pair_row(sentence(rng, 2, 10), positives, negatives, "test", "ms", positive_documents=documents)
             )
+
+
+def make_watched_set(folder: Path) -> None:
+    """An evaluation set in BEIR layout: 60 documents, 25 queries with one to three relevant ones."""
+    rng = random.Random(13)
+    folder.mkdir()
+    documents = [{"_id": f"d{i}", "title": "", "text": sentence(rng, 3, 20)} for i in range(60)]
+    queries = [{"_id": f"q{i}", "text": sentence(rng, 2, 8)} for i in range(25)]
+    for name, rows in (("corpus", documents), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [f"q{i}\td{d}\t1" for i in range(25) for d in rng.sample(range(60), 1 + i % 3)]
+    (folder / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")

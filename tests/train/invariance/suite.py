@@ -28,13 +28,14 @@ TRAIN_TESTS = Path(__file__).resolve().parent.parent
 def prepare(folder: Path) -> Path:
     """What the jobs read: pair and token shards, a tokenizer, and the models of the cases."""
     from invariance.models import make_models
-    from invariance.shards import make_many_pairs, make_token_rows
+    from invariance.shards import make_many_pairs, make_token_rows, make_watched_set
     from tiny import make_world
 
     make_world(folder)
     make_models(folder / "models", folder / "tokenizer")
     make_token_rows(folder / "token_rows")
     make_many_pairs(folder / "many_pairs")
+    make_watched_set(folder / "watched")
     return folder
 
 

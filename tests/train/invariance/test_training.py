@@ -70,3 +70,34 @@ def test_twenty_steps_end_with_the_same_weights(suite: Suite, world: int, stage:
     distances = [float((moved[n] - begun[n]).norm() / begun[n].norm()) for n in begun]
     assert min(distances) > 20 * WEIGHTS_TOLERANCE, "the weights went much farther than they may differ"
     assert torch.isfinite(moved["norm.weight"]).all()
+
+
+@pytest.mark.parametrize(("world", "stage"), OTHERS)
+def test_retrieval_is_watched_on_the_way_as_the_saved_models_do_it(suite: Suite, world: int, stage: int) -> None:
+    """At the beginning and the end, against the model folders as an embedder, in float64."""
+    import numpy as np
+    from invariance.runs import FINETUNE, WATCHED_EVERY
+
+    from train.encoder import load_encoder
+    from train.watch import draw_watched
+
+    suite.facts(world)
+    out = suite.out(world) / f"finetune-zero{stage}"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    watched = {row["step"]: row["eval/recall@10"] for row in rows if "eval/recall@10" in row}
+    assert list(watched) == [0, WATCHED_EVERY, 2 * WATCHED_EVERY, FINETUNE["max_steps"]]
+    (sample,) = draw_watched([suite.inputs / "watched"], queries=200, documents=50, seed=3)
+    assert (len(sample.queries), len(sample.documents)) == (25, 50)
+    model = load_encoder(out / "model")
+    vectors = {
+        role: model.embed(texts, role=role)
+        for role, texts in (("query", sample.queries), ("passage", sample.documents))
+    }
+    scores = vectors["query"].astype(np.float64) @ vectors["passage"].astype(np.float64).T
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    found = [
+        len(set(near) & set(wanted)) / len(wanted)
+        for near, wanted in zip(nearest.tolist(), sample.relevant, strict=True)
+    ]
+    assert watched[FINETUNE["max_steps"]] == pytest.approx(float(np.mean(found)), abs=1e-9)
+    assert [row["eval/watched/recall@10"] for row in rows if "eval/watched/recall@10" in row] == list(watched.values())
