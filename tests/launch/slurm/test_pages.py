@@ -44,5 +44,40 @@ def test_the_commands_of_a_page_run(cluster: Cluster, page: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
+def test_the_install_block_of_the_admins_page_names_commands_that_run(cluster: Cluster) -> None:
+    """Its first lines are what every test stands on: a checkout and `make`. The last one is run here."""
+    block = _block("git clone")
+    learn = next(line for line in block.splitlines() if "cluster learn" in line)
+    words = shlex.split(learn.replace("--partition gpu", "--partition normal"))[1:]
+    profile = cluster.scratch / "mycluster.toml"
+    words = [*words, "--to", str(profile)]
+    cluster.run([sys.executable, "-m", "launch.cli", *words], cwd=cluster.scratch, timeout_s=60, env=_here())
+    assert 'partition = "normal"' in profile.read_text()
+
+
+@pytest.mark.slow
+def test_the_environment_is_staged_as_the_admins_page_says(cluster: Cluster) -> None:
+    shared, local = cluster.scratch / "apps", cluster.scratch / "local-disk"
+    here = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = shared / "rumpun" / ".venv" / "lib" / here / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "staged_here.py").write_text("")
+    block = _block("rumpun-env.tar").replace("python3.11", here).replace("/shared/apps", str(shared))
+    # a disk of its own for each node, where the testbench has one for all
+    block = block.replace('"/local/$USER/rumpun"', f'"{local}/$USER/rumpun"').replace("/local/$USER", f"{local}/$USER")
+    script = f"export USER=somebody\nset -e\n{block}\nrm -r {shared}/rumpun\n"
+    script += f"srun --ntasks-per-node=1 {sys.executable} -c 'import staged_here; print(staged_here.__file__)'\n"
+    job = cluster.sbatch(script, "-N2")
+    cluster.wait_for_state(job, "COMPLETED")
+    assert cluster.output(job).count(f"{local}/somebody/rumpun/.venv/lib/{here}/site-packages/staged_here.py") == 2
+
+
+def _block(holding: str) -> str:
+    """The code block of the admin's page that holds these words."""
+    blocks = re.findall(r"```\n(.*?)```", PAGES[2].read_text(encoding="utf-8"), re.DOTALL)
+    return next(block for block in blocks if holding in block)
+
+
 def _here() -> dict[str, str]:
     return {"PYTHONPATH": str(REPO)}
