@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
-_AT_ONCE = 1 << 22
-"""Elements that are held at a time: 16 MiB in fp32, and as much again where they are cast."""
+_AT_ONCE = 1 << 21
+"""Elements that are held at a time: 8 MiB in fp32."""
 
 
 class Entry(NamedTuple):
