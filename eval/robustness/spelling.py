@@ -17,11 +17,11 @@ _WRITTEN = """
 ada=ade adalah=adlh akan=akn aku=ak anak=ank anda=nda apa=ape apabila=bila awak=awk bagaimana=mcm mne baik=baek
 baru=bru bayar=byr beberapa=bbrp belajar=bljr belum=blm benda=bnde berapa=brape bercakap=ckp besar=bsr betul=btol
 biasa=bese bila=ble boleh=leh buat=bt bukan=bkn cakap=ckp cantik=cntk cepat=cpt cuba=cube cuma=cume
-daripada=drpd dapat=dpt dalam=dlm dari=dr datang=dtg dekat=dkt dengan=dgn dia=die diri=dri duit=dwet dulu=dlu
-esok=esk gambar=gmbr hari=ari harga=hrga hendak=nk hidup=hdp ialah=ialh ingat=igt ini=ni isteri=isteri itu=tu
+daripada=drpd dapat=dpt dalam=dlm dan=n dari=dr datang=dtg dekat=dkt dengan=dgn dia=die diri=dri duit=dwet dulu=dlu
+esok=esk gambar=gmbr hari=ari harga=hrga hendak=nk hidup=hdp ialah=ialh ingat=igt ini=ni itu=tu
 jadi=jd jalan=jln jangan=jgn juga=gak jumpa=jmpe kadang=kdg kalau=klau kali=kli kami=kmi kamu=kmu kau=ko
 kata=kate kawan=kwn keluar=kuar keluarga=family kemudian=pastu kenapa=npe kepada=kpd kerja=krje kerana=kerna
-kereta=kete kita=kite kuat=kuat lagi=lg lain=laen lama=lame lambat=lmbt lebih=lbh lepas=lps macam=mcm makan=mkn
+kereta=kete kita=kite lagi=lg lain=laen lama=lame lambat=lmbt lebih=lbh lepas=lps macam=mcm makan=mkn
 malam=mlm mana=mne masa=mase masalah=msalah masih=msh masuk=msk mereka=dorang minta=mntk minum=mnm mudah=mudh
 mungkin=mgkn nanti=nt orang=org pada=pd pagi=pg pakai=pkai paling=plg pasal=psl pergi=g perlu=prlu pernah=pnh
 petang=ptg pula=plk rasa=rse rumah=rmh sahaja=je saja=je sakit=skt sama=sme sampai=smpi sangat=sgt saya=sy
