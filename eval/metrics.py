@@ -4,6 +4,11 @@ Invariant: a metric is a pure function of one ranked list and its relevant docum
 in a result can be recomputed from the stored rankings. Ranked lists are document indices, best first, without
 duplicates; ties were broken by the lower index before they get here. Relevance is binary.
 
+Lists may be shorter than the corpus. Then `map` and `r_precision` know nothing of what stands below them: `map` is
+MAP@depth (a relevant document that was not reached adds 0 to the sum and still counts in the number it is divided by),
+and a query with more relevant documents than the list is long has an R-precision that is a lower bound. Both are what
+trec_eval says of the same lists; where a list holds the whole corpus they are the plain figures.
+
 Intervals are percentile bootstrap over queries (Efron 1979). All systems are resampled with the same draws, so the
 difference of two systems has an interval of its own (paired); a macro mean over sets resamples inside every set
 (stratified).
@@ -55,8 +60,16 @@ def _counts(relevant: Sequence[Collection[int]]) -> NDArray[np.float64]:
 
 def recall_at_k(ranked: NDArray[np.int64], relevant: Sequence[Collection[int]], *, k: int) -> NDArray[np.float64]:
     """The part of the relevant documents that is among the first k: float64 [queries], 0 to 1."""
-    found: NDArray[np.float64] = hits(ranked[:, :k], relevant).sum(axis=1) / _counts(relevant)
-    return found
+    return _recall(hits(ranked[:, :k], relevant), _counts(relevant), k)
+
+
+def success_at_k(ranked: NDArray[np.int64], relevant: Sequence[Collection[int]], *, k: int) -> NDArray[np.float64]:
+    """1 where any relevant document is among the first k, else 0: float64 [queries].
+
+    With one relevant document a query this is recall@k.
+    """
+    _counts(relevant)
+    return _success(hits(ranked[:, :k], relevant), k)
 
 
 def ndcg_at_k(
@@ -67,41 +80,113 @@ def ndcg_at_k(
     Binary gains; the ideal list holds min(k, relevant) hits first
     (Järvelin and Kekäläinen 2002; as trec_eval's ndcg_cut).
     """
-    import numpy as np
-
-    discount = 1.0 / np.log2(np.arange(2, k + 2, dtype=np.float64))
-    marked = hits(ranked[:, :k], relevant)
-    gained = marked @ discount[: marked.shape[1]]
-    ideal = np.cumsum(discount)[np.minimum(_counts(relevant), k).astype(np.int64) - 1]
-    score: NDArray[np.float64] = gained / ideal
-    return score
+    return _ndcg(hits(ranked[:, :k], relevant), _counts(relevant), k)
 
 
 def mrr_at_k(ranked: NDArray[np.int64], relevant: Sequence[Collection[int]], *, k: int = CUTOFF) -> NDArray[np.float64]:
     """One over the rank of the first relevant document, 0 where none is among the first k: float64 [queries]."""
+    _counts(relevant)
+    return _mrr(hits(ranked[:, :k], relevant), k)
+
+
+def average_precision(ranked: NDArray[np.int64], relevant: Sequence[Collection[int]]) -> NDArray[np.float64]:
+    """Precision at the rank of each relevant document, summed, over their number: float64 [queries].
+
+    Documents that the list does not hold add 0 (see the module); as trec_eval's `map` of the same list.
+    """
+    return _average_precision(hits(ranked, relevant), _counts(relevant))
+
+
+def r_precision(ranked: NDArray[np.int64], relevant: Sequence[Collection[int]]) -> NDArray[np.float64]:
+    """The part of the first R documents that is relevant, R being how many there are: float64 [queries].
+
+    As trec_eval's `Rprec` of the same list; see the module for lists shorter than R.
+    """
+    return _r_precision(hits(ranked, relevant), _counts(relevant))
+
+
+def _recall(marked: NDArray[np.bool_], counts: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = marked[:, :k].sum(axis=1) / counts
+    return found
+
+
+def _success(marked: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
     import numpy as np
 
-    _counts(relevant)
-    marked = hits(ranked[:, :k], relevant)
+    found: NDArray[np.float64] = np.asarray(marked[:, :k].any(axis=1), dtype=np.float64)
+    return found
+
+
+def _ndcg(marked: NDArray[np.bool_], counts: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    import numpy as np
+
+    discount = 1.0 / np.log2(np.arange(2, k + 2, dtype=np.float64))
+    marked = marked[:, :k]
+    gained = marked @ discount[: marked.shape[1]]
+    ideal = np.cumsum(discount)[np.minimum(counts, k).astype(np.int64) - 1]
+    score: NDArray[np.float64] = gained / ideal
+    return score
+
+
+def _mrr(marked: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
+    import numpy as np
+
+    marked = marked[:, :k]
     if not marked.size:
-        return np.zeros(len(ranked))
+        return np.zeros(len(marked))
     rank: NDArray[np.float64] = np.where(marked.any(axis=1), 1.0 / (marked.argmax(axis=1) + 1.0), 0.0)
     return rank
 
 
+def _average_precision(marked: NDArray[np.bool_], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    precision = np.cumsum(marked, axis=1) / np.arange(1, marked.shape[1] + 1, dtype=np.float64)
+    score: NDArray[np.float64] = (precision * marked).sum(axis=1) / counts
+    return score
+
+
+def _r_precision(marked: NDArray[np.bool_], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    within = np.arange(marked.shape[1]) < counts[:, None]
+    score: NDArray[np.float64] = (marked & within).sum(axis=1) / counts
+    return score
+
+
 def metric_names(ks: Sequence[int]) -> list[str]:
-    """The metrics of a result in their order: recall@k for every k, then nDCG and MRR."""
+    """The metrics that tables show, in their order: recall@k for every k, then nDCG and MRR."""
     return [*(f"recall@{k}" for k in ks), f"ndcg@{CUTOFF}", f"mrr@{CUTOFF}"]
+
+
+def all_metric_names(ks: Sequence[int]) -> list[str]:
+    """Every metric that results hold: those of `metric_names`, success@k for every k, `map` and `r_precision`."""
+    return [*metric_names(ks), *(f"success@{k}" for k in ks), "map", "r_precision"]
+
+
+def lead_metric(ks: Sequence[int]) -> str:
+    """The metric of headlines: recall@10, or recall at the largest k where 10 is not among them."""
+    return f"recall@{10 if 10 in ks else ks[-1]}"
 
 
 def per_query(
     ranked: NDArray[np.int64], relevant: Sequence[Collection[int]], *, ks: Sequence[int]
 ) -> NDArray[np.float64]:
-    """All metrics of `metric_names(ks)` for every query: float64 [queries, metrics]."""
+    """All metrics of `all_metric_names(ks)` for every query: float64 [queries, metrics]."""
     import numpy as np
 
-    columns = [recall_at_k(ranked, relevant, k=k) for k in ks]
-    return np.stack([*columns, ndcg_at_k(ranked, relevant), mrr_at_k(ranked, relevant)], axis=1)
+    marked, counts = hits(ranked, relevant), _counts(relevant)
+    return np.stack(
+        [
+            *(_recall(marked, counts, k) for k in ks),
+            _ndcg(marked, counts, CUTOFF),
+            _mrr(marked, CUTOFF),
+            *(_success(marked, k) for k in ks),
+            _average_precision(marked, counts),
+            _r_precision(marked, counts),
+        ],
+        axis=1,
+    )
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:

@@ -1,15 +1,15 @@
 """Every system on every set: rankings, metrics with intervals, and the queries that went wrong.
 
-Invariant: nothing is skipped in silence. Each system ranks each query of each set, the number of rows is systems times
-subsets, and the rankings are stored, so that every figure in results.json can be computed again from them.
+Invariant: nothing is skipped in silence. Each system ranks each query of each set, the counts add up or the evaluation
+fails (`eval.counts`), and the rankings are stored, so that every figure in results.json can be computed again from them
+(`eval.rankings`).
 """
 
 from __future__ import annotations
 
 import gc
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +18,16 @@ from pydantic import Field, field_validator
 from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.evaluation_sets import EvaluationSet, load_set
-from data_prep.files import disk_errors, write_json
-from eval import metrics
+from data_prep.files import write_json
+from data_prep.similarity_sets import SimilaritySet, load_similarity_set
+from eval.breakdown import labels
+from eval.counts import CountsDocuments, check_counts, set_counts, total_counts
+from eval.examples import worst_of_all, wrong_queries
+from eval.rankings import first_relevant, rank_file, safe_name, write_rankings
+from eval.relevance import judge
+from eval.results import Scores, assemble
+from eval.significance import PERMUTATIONS
+from eval.sts import cosines, row_without_vectors, similarity_row, write_cosines
 from eval.systems.dense import DenseRanker
 from eval.systems.listing import System
 from train.encoder import TextEncoder
@@ -31,8 +39,7 @@ if TYPE_CHECKING:
     from data_prep.progress import Progress
     from eval.systems.ranker import Ranker
 
-EXAMPLES = 10
-_EXAMPLE_CHARACTERS = 500
+__all__ = ["EvalConfig", "evaluate", "rank_file"]
 
 
 class EvalConfig(Section):
@@ -40,12 +47,18 @@ class EvalConfig(Section):
 
     sets: list[str]
     """Folders in BEIR layout, or globs of them; `{data}` is the data folder. Also kept out of all training text."""
+    sts: list[str] = Field(default=[])
+    """Files of sentence pairs with `sentence1`, `sentence2`, `score`, or globs of them; `{data}` is the data folder.
+    Systems that embed are measured by how their cosines agree with the scores. Also kept out of all training text."""
     ks: list[Annotated[int, Field(gt=0)]] = Field(default=[1, 3, 5, 10])
-    """Ranks at which recall is read, rising; the paper's 1, 3, 5, 10."""
+    """Ranks at which recall and success are read, rising; the paper's 1, 3, 5, 10."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
     """Resamplings behind each 95 % interval; 2,000 steady the third decimal and cost seconds."""
+    permutations: Annotated[int, Field(ge=1000)] = PERMUTATIONS
+    """Relabelings behind each p-value; 10,000 tell 1 in 1,000 from chance, also after correction for nine systems."""
     depth: Annotated[int, Field(ge=10)] = 100
-    """Documents stored per query in ranks/; at least the largest k."""
+    """Documents stored per query in ranks/; at least the largest k. `map` and `r_precision` are read to this depth, and
+    are the plain figures where it covers the corpus."""
     bm25: bool = True
     """Measure BM25, the baseline that needs no model."""
     teacher: bool = True
@@ -72,74 +85,118 @@ class EvalConfig(Section):
 
 
 def evaluate(
-    config: EvalConfig, *, sets: list[Path], systems: list[System], out: Path, seed: int, progress: Progress
+    config: EvalConfig,
+    *,
+    sets: list[Path],
+    systems: list[System],
+    out: Path,
+    seed: int,
+    progress: Progress,
+    sts: Sequence[Path] = (),
+    published: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, int | float]:
     """Measure all systems on all sets.
 
-    Writes to `out`: `results.json`, `examples.json`, `ranks/SYSTEM__SET.parquet`, and `encoding.json`, which says how
-    fast our own models encoded.
+    Writes to `out`: `results.json`, `examples.json`, `ranks/SYSTEM__SET.parquet`, `encoding.json`, which says how fast
+    our own models encoded, `sts/SYSTEM__SET.parquet` where there are sentence pairs, and `unjudged.json` (set → ids)
+    where queries have no relevant document.
 
     Args:
         config: the [eval] table.
         sets: folders of evaluation sets, names (last parts) unique.
         systems: what to measure; loaded and freed one after the other.
         out: an existing empty folder.
-        seed: of the bootstrap.
+        seed: of the bootstrap and the relabelings.
         progress: counts the ranking as work "encode" and the metrics as work "score".
+        sts: files of sentence pairs, names unique.
+        published: figures that others measured on other sets; they stand apart in the results.
 
     Returns:
-        Counts: systems, sets, documents, queries, rankings (systems times queries), rows.
+        Counts: systems, sets, documents, queries, unjudged, rankings (systems times queries), rows, pairs.
 
     Raises:
         UserError: no set or system, names that clash, a broken set, or a system whose embeddings are not finite.
+        CountError: the counts do not add up.
     """
     _unique([path.name for path in sets], "evaluation sets")
-    _unique([_safe(system.name) for system in systems], "systems")
-    loaded = [load_set(path) for path in sets]
-    samples: dict[tuple[str, str, str], NDArray[np.float64]] = {}
-    means: dict[tuple[str, str, str], NDArray[np.float64]] = {}
+    _unique([safe_name(system.name) for system in systems], "systems")
+    pairs = [load_similarity_set(path) for path in sts]
+    if pairs:
+        _unique([one.name for one in pairs], "files of sentence pairs")
+    judged = [judge(load_set(path)) for path in sets]
+    depth = max(config.depth, *config.ks)
+    by_set = {one.task.name: set_counts(one, depth=min(depth, len(one.task.documents))) for one in judged}
+    by_system: dict[str, dict[str, dict[str, Any]]] = {}
+    scores, similarity = Scores(config.ks), _Similarity(pairs, config.bootstrap_samples, seed, out / "sts")
     examples: dict[str, list[dict[str, Any]]] = {}
     encoding: dict[str, dict[str, Any]] = {}
     (out / "ranks").mkdir(parents=True, exist_ok=True)
-    progress.begin("evaluate", total=len(systems) * sum(len(s.queries) for s in loaded), unit="queries")
+    progress.begin("evaluate", total=len(systems) * sum(len(j.task.queries) for j in judged), unit="queries")
+    with progress.work("score"):
+        groups = {one.task.name: labels(one) for one in judged}
     for system in systems:
         ranker = system.load()
         wrong: list[dict[str, Any]] = []
-        for task in loaded:
+        told = by_system.setdefault(system.name, {})
+        for one in judged:
+            task = one.task
             with progress.work("encode"):
-                ranked, scores = _rank(ranker, system, task, max(config.depth, *config.ks))
+                ranked, values = _rank(ranker, system, task, depth)
             with progress.work("score"):
-                _score(config, seed, system, task, ranked, samples, means)
-                wrong += _write_ranks(out / "ranks" / rank_file(system.name, task.name), task, ranked, scores)
+                path = out / "ranks" / rank_file(system.name, task.name)
+                told[task.name] = {
+                    "documents": ranker.documents_ranked
+                    if isinstance(ranker, CountsDocuments)
+                    else len(task.documents),
+                    "scored": scores.add(system.name, one, ranked),
+                    "rankings": write_rankings(path, one, ranked, values, groups[task.name]),
+                }
+                wrong += wrong_queries(one, ranked, values, first_relevant(one, ranked))
             progress.advance(len(task.queries), system=system.name)
+        with progress.work("encode"):
+            similarity.measure(system, ranker)
         if isinstance(ranker, DenseRanker) and isinstance(ranker.embedder, TextEncoder):
             encoding[system.name] = ranker.embedder.speed()
-        examples[system.name] = _worst(wrong)
+        examples[system.name] = worst_of_all(wrong)
         del ranker
         _free()
     with progress.work("score"):
-        results = _results(config, seed, systems, loaded, samples, means)
+        results = assemble(
+            scores, systems=systems, sets=judged, labels=groups, samples=config.bootstrap_samples,
+            permutations=config.permutations, seed=seed,
+        )  # fmt: skip
+    results["sts"], results["published"] = similarity.rows, [dict(row) for row in published]
+    counts = results["counts"] = total_counts(by_set, by_system, rows=results["rows"])
+    check_counts(counts)
+    unjudged = {one.task.name: one.task.unjudged for one in judged if one.task.unjudged}
+    if unjudged:
+        write_json(out / "unjudged.json", unjudged)
     write_json(out / "results.json", results)
     write_json(out / "examples.json", examples)
     write_json(out / "encoding.json", encoding)
-    queries = sum(len(s.queries) for s in loaded)
-    return {
-        "systems": len(systems),
-        "sets": len(loaded),
-        "documents": sum(len(s.documents) for s in loaded),
-        "queries": queries,
-        "rankings": queries * len(systems),
-        "rows": len(results["rows"]),
-    }
+    told_counts = ("systems", "sets", "documents", "unjudged", "rankings", "rows")
+    found = {name: counts[name] for name in told_counts}
+    return {**found, "queries": counts["scored"], "pairs": sum(len(one.scores) for one in pairs)}
 
 
-def rank_file(system: str, task: str) -> str:
-    """The name of the stored rankings of a system on a set."""
-    return f"{_safe(system)}__{_safe(task)}.parquet"
+class _Similarity:
+    """The sentence pairs, and the rows of every system on them."""
 
+    def __init__(self, sets: list[SimilaritySet], samples: int, seed: int, folder: Path) -> None:
+        self.sets, self.samples, self.seed, self.folder = sets, samples, seed, folder
+        self.rows: list[dict[str, Any]] = []
+        if sets:
+            folder.mkdir(parents=True, exist_ok=True)
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
+    def measure(self, system: System, ranker: Ranker) -> None:
+        """Add a row for each file of pairs; a system without vectors gets rows that say so."""
+        for pairs in self.sets:
+            if not isinstance(ranker, DenseRanker):
+                self.rows.append(row_without_vectors(system.name, pairs))
+                continue
+            found = cosines(ranker.embedder, pairs, name=system.name)
+            write_cosines(self.folder / rank_file(system.name, pairs.name), pairs, found)
+            self.rows.append(similarity_row(system.name, pairs, found, samples=self.samples, seed=self.seed))
 
 
 def _unique(names: Sequence[str], what: str) -> None:
@@ -174,149 +231,3 @@ def _rank(
     if not np.isfinite(scores).all() or (np.diff(scores, axis=1) > 0).any():
         raise RuntimeError(f"{system.name} on {task.name}: scores are not finite or rise along a ranking")
     return ranked, scores
-
-
-def _relevant(task: EvaluationSet, subset: str) -> tuple[list[int], list[set[int]]]:
-    """Rows of the subset's queries, and for each the indices of its relevant documents."""
-    position = {document: index for index, document in enumerate(task.document_ids)}
-    judged = task.relevant[subset]
-    rows = [row for row, query in enumerate(task.query_ids) if query in judged]
-    return rows, [{position[d] for d in judged[task.query_ids[row]]} for row in rows]
-
-
-def _score(
-    config: EvalConfig,
-    seed: int,
-    system: System,
-    task: EvaluationSet,
-    ranked: NDArray[np.int64],
-    samples: dict[tuple[str, str, str], NDArray[np.float64]],
-    means: dict[tuple[str, str, str], NDArray[np.float64]],
-) -> None:
-    for subset in task.relevant:
-        rows, relevant = _relevant(task, subset)
-        values = metrics.per_query(ranked[rows], relevant, ks=config.ks)
-        key = (system.name, task.name, subset)
-        rng = metrics.generator(seed, task.name, subset)  # the same draws for every system: differences are paired
-        means[key] = values.mean(axis=0)
-        samples[key] = metrics.bootstrap_means(values, samples=config.bootstrap_samples, rng=rng)
-
-
-def _write_ranks(
-    path: Path, task: EvaluationSet, ranked: NDArray[np.int64], scores: NDArray[np.float32]
-) -> list[dict[str, Any]]:
-    """Store the rankings of one set; returns its queries without a relevant document among the first ten."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found: list[int | None] = [None] * len(task.queries)
-    for subset in reversed(list(task.relevant)):  # "all" is first, so it has the last word
-        rows, relevant = _relevant(task, subset)
-        marked = metrics.hits(ranked[rows], relevant)
-        for row, hit in zip(rows, marked, strict=True):
-            found[row] = int(hit.argmax()) + 1 if hit.any() else None
-    ids = [[task.document_ids[d] for d in row] for row in ranked.tolist()]
-    table = pa.table(
-        {
-            "query_id": pa.array(task.query_ids, pa.string()),
-            "document_ids": pa.array(ids, pa.list_(pa.string())),
-            "scores": pa.array(scores.tolist(), pa.list_(pa.float32())),
-            "relevant_rank": pa.array(found, pa.int32()),
-        }
-    )
-    with disk_errors(path):
-        pq.write_table(table, path, compression="zstd")
-    rows, relevant = _relevant(task, "all")
-    wrong: list[dict[str, Any]] = []
-    for row, answers in zip(rows, relevant, strict=True):
-        rank = found[row]
-        if rank is None or rank > metrics.CUTOFF:
-            wrong.append(
-                {
-                    "set": task.name,
-                    "query_id": task.query_ids[row],
-                    "query": _cut(task.queries[row]),
-                    "relevant": _cut(task.documents[min(answers)]),
-                    "relevant_rank": rank,
-                    "depth": int(ranked.shape[1]),
-                    "retrieved": [
-                        {"text": _cut(task.documents[d]), "score": round(float(s), 4)}
-                        for d, s in zip(ranked[row, :3].tolist(), scores[row, :3].tolist(), strict=True)
-                    ],
-                }
-            )
-    wrong.sort(key=lambda w: (-(w["relevant_rank"] or sys.maxsize), w["query_id"]))
-    return wrong[:EXAMPLES]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _EXAMPLE_CHARACTERS else text[: _EXAMPLE_CHARACTERS - 1] + "…"
-
-
-def _worst(wrong: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ten of the worst queries, dealt from the sets in turn so that one hard set does not fill the list."""
-    by_set: dict[str, list[dict[str, Any]]] = {}
-    for example in wrong:
-        by_set.setdefault(example["set"], []).append(example)
-    dealt = [examples[turn] for turn in range(EXAMPLES) for examples in by_set.values() if turn < len(examples)]
-    return dealt[:EXAMPLES]
-
-
-def _results(
-    config: EvalConfig,
-    seed: int,
-    systems: list[System],
-    loaded: list[EvaluationSet],
-    samples: dict[tuple[str, str, str], NDArray[np.float64]],
-    means: dict[tuple[str, str, str], NDArray[np.float64]],
-) -> dict[str, Any]:
-    import numpy as np
-
-    names = metrics.metric_names(config.ks)
-    rows = [
-        {
-            "system": system.name,
-            "set": task.name,
-            "subset": subset,
-            "queries": len(task.relevant[subset]),
-            "metrics": metrics.summary(names, means[key], samples[key]),
-        }
-        for system in systems
-        for task in loaded
-        for subset in task.relevant
-        if (key := (system.name, task.name, subset)) in means
-    ]
-    if len(rows) != len(systems) * sum(len(task.relevant) for task in loaded):
-        raise RuntimeError(f"{len(rows)} rows for {len(systems)} systems: a system was not scored on every subset")
-    subsets = list(dict.fromkeys(subset for task in loaded for subset in task.relevant))
-    macro, differences = [], []
-    reference = next((s.name for s in reversed(systems) if s.kind == "finetuned"), None)
-    for subset in subsets:
-        tasks = [task.name for task in loaded if subset in task.relevant]
-        mean = {s.name: np.mean([means[s.name, t, subset] for t in tasks], axis=0) for s in systems}
-        drawn = {s.name: np.mean([samples[s.name, t, subset] for t in tasks], axis=0) for s in systems}
-        for system in systems:
-            summary = metrics.summary(names, mean[system.name], drawn[system.name])
-            macro.append({"system": system.name, "subset": subset, "sets": len(tasks), "metrics": summary})
-            if reference is not None and system.name != reference:
-                gain = metrics.summary(
-                    names, mean[reference] - mean[system.name], drawn[reference] - drawn[system.name]
-                )
-                differences.append({"system": reference, "against": system.name, "subset": subset, "metrics": gain})
-    return {
-        "ks": list(config.ks),
-        "bootstrap": {"samples": config.bootstrap_samples, "level": metrics.LEVEL, "seed": seed},
-        "systems": [{"name": s.name, "kind": s.kind, "detail": s.detail} for s in systems],
-        "sets": [
-            {
-                "name": task.name,
-                "documents": len(task.documents),
-                "queries": len(task.queries),
-                "subsets": {subset: len(judged) for subset, judged in task.relevant.items()},
-            }
-            for task in loaded
-        ],
-        "rows": rows,
-        "means": macro,
-        "differences": differences,
-    }

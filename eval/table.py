@@ -1,6 +1,7 @@
 """The results as a table for a terminal or a text file.
 
-Invariant: every figure carries its interval, and the best of each column is marked, all of them where they tie.
+Invariant: every figure carries its interval, and the best of each column is marked, all of them where they tie. The
+columns are those of `metric_names` unless others are named: results.json holds more than a line can.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def results_table(
         results: results.json.
         per_set: also every set and subset.
         stacked: put each interval under its mean; a third narrower.
-        metrics: only these columns (default: all).
+        metrics: these columns, any of the results' (default: `metric_names`).
     """
     from rich.table import Table
     from rich.text import Text
@@ -84,9 +85,11 @@ def results_table(
     return table
 
 
-def results_lines(results: Mapping[str, Any], *, per_set: bool = True) -> list[str]:
-    """The same as plain aligned lines; the best of each column is marked with `*`."""
-    names = metric_names(results["ks"])
+def results_lines(
+    results: Mapping[str, Any], *, per_set: bool = True, metrics: Sequence[str] | None = None
+) -> list[str]:
+    """The same as plain aligned lines, the best of each column marked with `*`, and what the differences mean."""
+    names = metric_names(results["ks"]) if metrics is None else list(metrics)
     samples, level = results["bootstrap"]["samples"], round(100 * results["bootstrap"]["level"])
     system_width = max(len("system"), *(len(s["name"]) for s in results["systems"]))
     width = len("0.000 [0.000, 0.000]") + 1
@@ -100,7 +103,14 @@ def results_lines(results: Mapping[str, Any], *, per_set: bool = True) -> list[s
                 for n in names
             ]
             lines.append("  ".join([row["system"].ljust(system_width), *cells]).rstrip())
-    return lines
+    meant = difference_lines(results)
+    return [*lines, "", *meant] if meant else lines
+
+
+def difference_lines(results: Mapping[str, Any], *, subset: str = "all") -> list[str]:
+    """What each difference of a subset's means amounts to, a sentence a line; none where results hold none."""
+    found = [d for d in results.get("differences", []) if d["subset"] == subset and "sentence" in d]
+    return [f"- {difference['sentence']}" for difference in found]
 
 
 def _chosen(results: Mapping[str, Any], per_set: bool) -> Sequence[tuple[str, str, list[Mapping[str, Any]]]]:
@@ -118,6 +128,7 @@ def print_results(results: Mapping[str, Any], console: Console, *, per_set: bool
             needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
             if needed <= console.width:
                 console.print(table)
+                console.print("\n".join(difference_lines(results)), markup=False, highlight=False)
                 return
     lines = results_lines(results, per_set=per_set)
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

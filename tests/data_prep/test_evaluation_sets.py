@@ -43,6 +43,66 @@ def test_an_id_that_stands_twice_is_refused(evaluation_set: Path) -> None:
         load_set(evaluation_set)
 
 
+def queries(folder: Path, *lines: str) -> None:
+    (folder / "queries.jsonl.gz").unlink()
+    (folder / "queries.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def test_every_line_is_counted_and_queries_without_an_answer_are_named(evaluation_set: Path) -> None:
+    row = '{"_id": "q%d", "text": "soalan %d"}'
+    queries(evaluation_set, *(row % (i, i) for i in (1, 2, 3)))
+    loaded = load_set(evaluation_set)
+    assert (loaded.queries_in_file, loaded.query_ids, loaded.unjudged) == (3, ["q1", "q2"], ["q3"])
+    assert loaded.documents_in_file == len(loaded.documents) == 2
+    (evaluation_set / "qrels_more.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td1\t1\nq1\td2\t0\n")
+    loaded = load_set(evaluation_set)
+    assert (loaded.query_ids, loaded.unjudged, loaded.irrelevant) == (["q1", "q2", "q3"], [], {"q1": {"d2"}})
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"_id": "q2", "text": "  "}', r"line 2: the query 'q2' is empty"),
+        ('{"_id": "q2", "text": "dua", "language": 3}', r"line 2: language 3 is no text"),
+        ('{"_id": "q2", "text": "dua", "source": ""}', r"line 2: source '' is no text"),
+    ],
+)
+def test_bad_queries(evaluation_set: Path, line: str, says: str) -> None:
+    queries(evaluation_set, '{"_id": "q1", "text": "satu"}', line)
+    with pytest.raises(UserError, match=says):
+        load_set(evaluation_set)
+
+
+def test_what_set_json_says(evaluation_set: Path) -> None:
+    queries(evaluation_set, '{"_id": "q1", "text": "satu", "source": "forum"}', '{"_id": "q2", "text": "dua"}')
+    assert load_set(evaluation_set).languages == [None, None] and not load_set(evaluation_set).facts.near_duplicates
+    (evaluation_set / "set.json").write_text('{"kind": "news", "language": "ms", "near_duplicates": true}')
+    loaded = load_set(evaluation_set)
+    assert (loaded.languages, loaded.sources, loaded.facts.kind) == (["ms", "ms"], ["forum", None], "news")
+    assert loaded.facts.near_duplicates
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"near_duplicate": true}', r"set\.json: near_duplicate: unknown key. Fix: valid: kind, language, near_dup"),
+        ('{"near_duplicates": "yes"}', r"set\.json: near_duplicates = 'yes': should be a valid boolean"),
+        ("[1]", r"set\.json: is a JSON list, not an object"),
+        ("{", r"set\.json: is not valid JSON"),
+    ],
+)
+def test_bad_set_json(evaluation_set: Path, text: str, says: str) -> None:
+    (evaluation_set / "set.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        load_set(evaluation_set)
+
+
+def test_a_subset_must_not_be_called_all(evaluation_set: Path) -> None:
+    (evaluation_set / "qrels_all.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    with pytest.raises(UserError, match="names its subset 'all'"):
+        load_set(evaluation_set)
+
+
 def test_no_set_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"matches no folder with a qrels\.tsv"):
         find_sets([str(tmp_path / "*")])

@@ -1,14 +1,16 @@
-"""Metrics against a naive float64 reference and trec_eval; intervals against what is known of them."""
+"""Metrics against a naive float64 reference and trec_eval, ties and cut-off lists included; intervals against what is known of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from eval import metrics
+from eval.systems.ranker import ordered_top_k
 
 
 def naive(ranked: list[int], relevant: set[int], k: int) -> tuple[float, float, float]:
@@ -22,12 +24,12 @@ def naive(ranked: list[int], relevant: set[int], k: int) -> tuple[float, float, 
 
 
 def random_task(
-    seed: int, queries: int = 80, documents: int = 50, depth: int = 30
+    seed: int, queries: int = 80, documents: int = 50, depth: int = 30, most: int = 15
 ) -> tuple[NDArray[np.int64], list[set[int]]]:
     rng = np.random.default_rng(seed)
     ranked = np.stack([rng.permutation(documents)[:depth] for _ in range(queries)])
     relevant = [
-        set(rng.choice(documents, size=int(rng.integers(1, 15)), replace=False).tolist()) for _ in range(queries)
+        set(rng.choice(documents, size=int(rng.integers(1, most)), replace=False).tolist()) for _ in range(queries)
     ]
     return ranked, relevant
 
@@ -41,25 +43,87 @@ def test_metrics_equal_the_definitions(k: int) -> None:
     np.testing.assert_allclose(metrics.mrr_at_k(ranked, relevant, k=k), expected[:, 2], rtol=0, atol=1e-15)
 
 
-def test_metrics_equal_trec_eval() -> None:
+KS = [1, 3, 5, 10, 100]
+TREC = {
+    **{f"recall@{k}": f"recall_{k}" for k in KS},
+    **{f"success@{k}": f"success_{k}" for k in KS},
+    "ndcg@10": "ndcg_cut_10",
+    "mrr@10": "recip_rank",
+    "map": "map",
+    "r_precision": "Rprec",
+}
+MEASURES = {"recall.1,3,5,10,100", "success.1,3,5,10,100", "ndcg_cut.10", "recip_rank", "map", "Rprec"}
+
+
+def judged_by_trec_eval(
+    run: dict[str, dict[str, float]], relevant: list[set[int]], name: Callable[[int], str]
+) -> NDArray[np.float64]:
+    """All metrics of every query by trec_eval, columns as ours; reciprocal ranks are cut at 10 as ours are."""
     pytrec_eval = pytest.importorskip("pytrec_eval")
-    ranked, relevant = random_task(0)
-    qrels = {f"q{i}": {f"d{d}": 1 for d in found} for i, found in enumerate(relevant)}
+    qrels = {f"q{i}": {name(d): 1 for d in found} for i, found in enumerate(relevant)}
+    judged = pytrec_eval.RelevanceEvaluator(qrels, MEASURES).evaluate(run)
+    rows = [[judged[f"q{i}"][TREC[m]] for m in metrics.all_metric_names(KS)] for i in range(len(relevant))]
+    values = np.array(rows)
+    reciprocal = metrics.all_metric_names(KS).index("mrr@10")
+    values[:, reciprocal] = np.where(values[:, reciprocal] > 1 / 10.5, values[:, reciprocal], 0.0)
+    return values
+
+
+@pytest.mark.parametrize(("documents", "depth"), [(50, 50), (50, 30), (300, 120), (8, 8)])
+def test_metrics_equal_trec_eval(documents: int, depth: int) -> None:
+    """Lists that hold the corpus, lists cut off above some relevant documents, and a corpus smaller than k."""
+    ranked, relevant = random_task(depth, documents=documents, depth=depth, most=min(15, documents))
     run = {f"q{i}": {f"d{d}": float(-r) for r, d in enumerate(row.tolist())} for i, row in enumerate(ranked)}
-    names = {"recall.1,3,5,10", "ndcg_cut.10"}
-    judged = pytrec_eval.RelevanceEvaluator(qrels, names).evaluate(run)
-    ours = metrics.per_query(ranked, relevant, ks=[1, 3, 5, 10])
-    for i in range(len(ranked)):
-        theirs = [judged[f"q{i}"][n] for n in ("recall_1", "recall_3", "recall_5", "recall_10", "ndcg_cut_10")]
-        np.testing.assert_allclose(ours[i, :5], theirs, atol=1e-9)
+    theirs = judged_by_trec_eval(run, relevant, lambda d: f"d{d}")
+    np.testing.assert_allclose(metrics.per_query(ranked, relevant, ks=KS), theirs, rtol=0, atol=1e-9)
+
+
+def test_tied_scores_equal_trec_eval_once_its_ties_are_broken_as_ours() -> None:
+    """trec_eval puts equal scores in descending order of the document id, our rankers in rising order of the index.
+
+    So ids that fall as indices rise make its order ours, and the figures must agree on scores with many ties.
+    """
+    rng = np.random.default_rng(5)
+    scores = rng.integers(0, 4, size=(60, 40)).astype(np.float32)  # about ten documents on each score
+    relevant = [set(rng.choice(40, size=int(rng.integers(1, 9)), replace=False).tolist()) for _ in range(60)]
+    ranked = np.stack([ordered_top_k(row, 40)[0] for row in scores])
+    assert all((np.diff(order)[np.diff(row[order]) == 0] > 0).all() for order, row in zip(ranked, scores, strict=True))
+    run = {f"q{i}": {f"{900 - d}": float(s) for d, s in enumerate(row.tolist())} for i, row in enumerate(scores)}
+    ours = metrics.per_query(ranked, relevant, ks=KS)
+    np.testing.assert_allclose(ours, judged_by_trec_eval(run, relevant, lambda d: f"{900 - d}"), rtol=0, atol=1e-9)
+    rising = {f"q{i}": {f"{900 + d}": float(s) for d, s in enumerate(row.tolist())} for i, row in enumerate(scores)}
+    other = judged_by_trec_eval(rising, relevant, lambda d: f"{900 + d}")
+    assert np.abs(ours - other).max() > 0.1  # the order of ties does matter here
+
+
+def test_success_is_recall_where_one_document_is_relevant_and_not_elsewhere() -> None:
+    ranked, relevant = random_task(3)
+    one = [{min(found)} for found in relevant]
+    for k in (1, 10):
+        success = metrics.success_at_k(ranked, one, k=k)
+        np.testing.assert_array_equal(success, metrics.recall_at_k(ranked, one, k=k))
+    assert (metrics.success_at_k(ranked, relevant, k=10) > metrics.recall_at_k(ranked, relevant, k=10)).any()
+
+
+def test_a_list_cut_off_tells_what_it_can() -> None:
+    """Three relevant documents, two in a list of four at ranks 1 and 3: by hand."""
+    ranked, relevant = np.array([[7, 1, 8, 2]]), [{7, 8, 9}]
+    assert metrics.average_precision(ranked, relevant)[0] == pytest.approx((1 + 2 / 3) / 3)
+    assert metrics.r_precision(ranked, relevant)[0] == pytest.approx(2 / 3)
+    assert metrics.r_precision(ranked[:, :2], relevant)[0] == pytest.approx(1 / 3)  # shorter than R: a lower bound
 
 
 def test_columns_are_named_in_order() -> None:
     ranked, relevant = random_task(1)
     assert metrics.metric_names([1, 10]) == ["recall@1", "recall@10", "ndcg@10", "mrr@10"]
+    more = ["success@1", "success@10", "map", "r_precision"]
+    assert metrics.all_metric_names([1, 10]) == [*metrics.metric_names([1, 10]), *more]
     values = metrics.per_query(ranked, relevant, ks=[1, 10])
     np.testing.assert_array_equal(values[:, 1], metrics.recall_at_k(ranked, relevant, k=10))
     np.testing.assert_array_equal(values[:, 3], metrics.mrr_at_k(ranked, relevant))
+    np.testing.assert_array_equal(values[:, 5], metrics.success_at_k(ranked, relevant, k=10))
+    np.testing.assert_array_equal(values[:, 6], metrics.average_precision(ranked, relevant))
+    np.testing.assert_array_equal(values[:, 7], metrics.r_precision(ranked, relevant))
 
 
 def test_a_query_without_relevant_documents_is_refused() -> None:
