@@ -18,6 +18,34 @@ if TYPE_CHECKING:
 PACKAGE_PREFIX = "package:"
 
 
+def finite_vectors(
+    embedder: Embedder, texts: Sequence[str], *, role: Literal["query", "passage"], name: str
+) -> NDArray[np.float32]:
+    """The vectors [len(texts), dimension] of an embedder, looked through.
+
+    Args:
+        name: what errors call the system.
+
+    Raises:
+        UserError: an embedding is not finite; names the system and the first such text.
+    """
+    import numpy as np
+
+    vectors = embedder.embed(texts, role=role)
+    if vectors.shape != (len(texts), embedder.dimension):
+        raise RuntimeError(f"{name}: embeddings have shape {vectors.shape}, not {(len(texts), embedder.dimension)}")
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        first = int(bad.argmax())
+        shown = texts[first] if len(texts[first]) <= 80 else texts[first][:79] + "…"
+        raise UserError(
+            f"system {name}: the embedding of the {role} {shown!r}",
+            f"holds NaN or infinity ({int(bad.sum())} of {len(texts)} {role} texts do)",
+            "the model has diverged: lower the learning rate and train again, or leave the system out of [eval]",
+        )
+    return vectors
+
+
 class DenseRanker:
     """Cosine similarity of an embedder's vectors, searched exactly.
 
@@ -31,25 +59,6 @@ class DenseRanker:
         self.name = name or embedder.name
         self._last: tuple[list[str], NDArray[np.float32]] | None = None
 
-    def _embed(self, texts: Sequence[str], role: Literal["query", "passage"]) -> NDArray[np.float32]:
-        import numpy as np
-
-        vectors = self.embedder.embed(texts, role=role)
-        if vectors.shape != (len(texts), self.embedder.dimension):
-            raise RuntimeError(
-                f"{self.name}: embeddings have shape {vectors.shape}, not {(len(texts), self.embedder.dimension)}"
-            )
-        bad = ~np.isfinite(vectors).all(axis=1)
-        if bad.any():
-            first = int(bad.argmax())
-            shown = texts[first] if len(texts[first]) <= 80 else texts[first][:79] + "…"
-            raise UserError(
-                f"system {self.name}: the embedding of the {role} {shown!r}",
-                f"holds NaN or infinity ({int(bad.sum())} of {len(texts)} {role} texts do)",
-                "the model has diverged: lower the learning rate and train again, or leave the system out of [eval]",
-            )
-        return vectors
-
     def rank(
         self, documents: Sequence[str], queries: Sequence[str], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -58,8 +67,8 @@ class DenseRanker:
 
         # Sets often ask the same documents: those of the set before are embedded once.
         if self._last is None or self._last[0] != list(documents):
-            self._last = list(documents), self._embed(documents, "passage")
-        asked = self._embed(queries, "query")
+            self._last = list(documents), finite_vectors(self.embedder, documents, role="passage", name=self.name)
+        asked = finite_vectors(self.embedder, queries, role="query", name=self.name)
         scores, indices = top_k(asked, self._last[1], k=min(k, len(documents)), backend="exact")
         return indices, scores
 

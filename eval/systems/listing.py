@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Literal
 
 from data_prep.errors import UserError
 from eval.systems.bm25 import BM25_B, BM25_K1, BM25Ranker
+from eval.systems.checkpoints import Materialise, checkpoint_name, checkpoint_ranker, checkpoint_steps
+from eval.systems.config import EndpointSystemConfig, SystemsConfig
 from eval.systems.dense import PACKAGE_PREFIX, DenseRanker, SentenceTransformerEmbedder
+from eval.systems.endpoint import endpoint_ranker
 from eval.systems.ranker import Ranker
+from eval.systems.tfidf import TfidfRanker, TfidfTerms
 
 if TYPE_CHECKING:
     from eval.retrieval import EvalConfig
     from train.encoder import EncoderConfig
 
-SystemKind = Literal["bm25", "baseline", "teacher", "untrained", "pretrained", "finetuned"]
+SystemKind = Literal["bm25", "baseline", "teacher", "untrained", "pretrained", "checkpoint", "finetuned"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ def build_systems(
     pretrained: Path | None = None,
     finetuned: Path | None = None,
     encoder: EncoderConfig | None = None,
+    history: Path | None = None,
+    materialise: Materialise | None = None,
+    scratch: Path | None = None,
+    cache: Path | None = None,
 ) -> list[System]:
     """The systems that `config` switches on, weakest expected first.
 
@@ -55,15 +63,24 @@ def build_systems(
         teacher, untrained, pretrained, finetuned: folders of this run's stages; None where the recipe has no such
             stage, which leaves the system out.
         encoder: how models without an `encoder.json` (untrained, pretrained) turn text into a vector.
+        history: of the finetuning, for `eval.checkpoints`.
+        materialise: writes a checkpoint as a model folder (see `exporter`); needed for `eval.checkpoints`.
+        scratch: where such a folder lies while it is loaded; None: the system's own place.
+        cache: where the answers of endpoints are kept; None keeps none.
 
     Raises:
-        UserError: a given folder does not exist, or two baselines share a name.
+        UserError: a given folder does not exist, or checkpoints are asked for and there is none.
     """
+    more = config if isinstance(config, SystemsConfig) else SystemsConfig()
     systems: list[System] = []
     if config.bm25:
         systems.append(System("bm25", "bm25", f"BM25, k1 {BM25_K1}, b {BM25_B}, lower-cased words", BM25Ranker))
+    if more.tfidf:
+        systems.append(_tfidf(more.tfidf_terms))
     for model in config.baselines:
         systems.append(_baseline(model, config))
+    for endpoint in more.endpoints:
+        systems.append(_endpoint(endpoint, cache))
     if config.teacher and teacher is not None:
         _check("teacher", teacher)
         systems.append(System("teacher", "teacher", "the teacher that mined the pairs", lambda: _teacher(teacher)))
@@ -73,6 +90,10 @@ def build_systems(
         ("finetuned", config.finetuned, finetuned, "after contrastive finetuning"),
     ]
     for kind, wanted, folder, detail in stages:
+        if kind == "finetuned" and more.checkpoints:
+            if history is None or materialise is None:
+                raise ValueError("eval.checkpoints needs a history and somebody who writes its model folders")
+            systems += [_checkpoint(history, step, materialise, scratch) for step in checkpoint_steps(history)]
         if wanted and folder is not None:
             _check(kind, folder)
             # The finetuned folder says itself how it was trained to make a vector (encoder.json).
@@ -102,6 +123,23 @@ def _stage(kind: SystemKind, folder: Path, detail: str, encoder: EncoderConfig |
         return DenseRanker(load_encoder(folder, config=encoder), name=kind)
 
     return System(kind, kind, detail, load)
+
+
+def _tfidf(terms: TfidfTerms) -> System:
+    said = {"word": "words", "char": "character 3- to 5-grams", "both": "words and character 3- to 5-grams alike"}
+    return System("tfidf", "baseline", f"TF-IDF, cosine, {said[terms]}", lambda: TfidfRanker(terms))
+
+
+def _endpoint(config: EndpointSystemConfig, cache: Path | None) -> System:
+    detail = f"embedding model {config.model} behind an OpenAI-compatible endpoint"
+    return System(config.title, "baseline", detail, lambda: endpoint_ranker(config, cache=cache))
+
+
+def _checkpoint(history: Path, step: int, materialise: Materialise, scratch: Path | None) -> System:
+    def load() -> Ranker:
+        return checkpoint_ranker(history, step, materialise, scratch=scratch)
+
+    return System(checkpoint_name(step), "checkpoint", f"checkpoint of the finetuning after step {step}", load)
 
 
 def _baseline(model: str, config: EvalConfig) -> System:

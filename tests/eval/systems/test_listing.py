@@ -1,0 +1,76 @@
+"""Which systems are listed, in which order, and that none is loaded or left out in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from eval.systems.config import EndpointSystemConfig, SystemsConfig
+from eval.systems.listing import build_systems
+from eval.systems.tfidf import TfidfRanker
+
+
+class _Config(SystemsConfig):
+    """[eval] with the fields that the list reads."""
+
+    bm25: bool = True
+    baselines: list[str] = []  # noqa: RUF012 - frozen by pydantic
+    teacher: bool = True
+    untrained: bool = True
+    pretrained: bool = True
+    finetuned: bool = True
+    max_length: int | None = None
+    batch_size: int = 32
+
+
+def names(config: _Config, **folders: object) -> list[tuple[str, str]]:
+    return [(s.name, s.kind) for s in build_systems(config, **folders)]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    for step in (20, 5):
+        (tmp_path / "history" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    return tmp_path / "history"
+
+
+def test_nothing_new_is_on_by_default() -> None:
+    assert names(_Config()) == [("bm25", "bm25")]
+
+
+def test_all_that_can_be_asked_for_in_order(tmp_path: Path, history: Path) -> None:
+    for name in ("untrained", "finetuned"):
+        (tmp_path / name).mkdir()
+    endpoint = EndpointSystemConfig(
+        base_url="https://api.example.com/v1", model="v/ada", api_key_env="NOT_SET_ANYWHERE"
+    )
+    config = _Config(tfidf=True, baselines=["BAAI/bge-m3"], endpoints=[endpoint], checkpoints=True)
+    listed = names(
+        config, untrained=tmp_path / "untrained", finetuned=tmp_path / "finetuned", history=history,
+        materialise=lambda checkpoint, out: None,
+    )  # fmt: skip
+    assert listed == [
+        ("bm25", "bm25"), ("tfidf", "baseline"), ("bge-m3", "baseline"), ("ada", "baseline"), ("untrained", "untrained"),
+        ("finetuned@5", "checkpoint"), ("finetuned@20", "checkpoint"), ("finetuned", "finetuned"),
+    ]  # fmt: skip
+
+
+def test_neither_key_nor_address_is_told() -> None:
+    endpoint = EndpointSystemConfig(base_url="https://api.example.com/v1", model="ada", api_key_env="VENDOR_KEY")
+    (_, system) = build_systems(_Config(endpoints=[endpoint]))  # type: ignore[arg-type]
+    assert "example" not in system.detail and "VENDOR" not in system.detail and "ada" in system.detail
+
+
+def test_the_terms_reach_the_ranker() -> None:
+    (_, system) = build_systems(_Config(tfidf=True, tfidf_terms="char"))  # type: ignore[arg-type]
+    ranker = system.load()
+    assert isinstance(ranker, TfidfRanker) and ranker.terms == "char" and "character" in system.detail
+
+
+def test_checkpoints_that_are_not_there_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        names(_Config(checkpoints=True), history=tmp_path, materialise=lambda checkpoint, out: None)
+    with pytest.raises(ValueError, match="needs a history"):
+        names(_Config(checkpoints=True))
