@@ -35,7 +35,7 @@ PROBES = (
 )
 """Fixed texts: several scripts, hardly any text, and one that is longer than most models take."""
 
-MIN_COSINE: dict[Dtype, float] = {"bf16": 0.999, "fp16": 0.99999}
+MIN_COSINE: dict[Dtype, float] = {"bf16": 0.999, "fp16": 0.9999}
 """Least cosine with the fp32 vectors that half precision must reach. Rounding to bf16 (8 bits) moves a vector of a few
 layers by some 1e-4 of cosine at most, to fp16 (11 bits) by some 1e-6; a wrong mask or pooling by far more."""
 

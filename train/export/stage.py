@@ -34,7 +34,7 @@ class ExportConfig(Section):
     tolerance: Annotated[float, Field(gt=0)] = 1e-5
     """Largest difference of any component of any probe embedding (fp32) that still counts as equal."""
     min_cosine: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least cosine between a probe's published and trained vector; unset: 0.999 in bf16, 0.99999 in fp16."""
+    """Least cosine between a probe's published and trained vector; unset: 0.999 in bf16, 0.9999 in fp16."""
     probe_texts: Annotated[int, Field(gt=0)] = 64
     """Texts of the corpus that are compared, besides a few fixed ones in several scripts."""
 
