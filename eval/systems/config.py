@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -52,3 +53,10 @@ class SystemsConfig(Section):
     """Measure every checkpoint of the finetuning that is still there; `checkpoint.keep` says how many are."""
     published: bool = False
     """Put the figures of arXiv 2402.03053 into results.json, apart from what was measured: other sets, not rerun."""
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _are_a_list(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            raise ValueError("is a single table. Fix: write [[eval.endpoints]], in two brackets, before each of them")
+        return given

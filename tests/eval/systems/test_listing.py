@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from data_prep.errors import UserError
 from eval.systems.config import EndpointSystemConfig, SystemsConfig
@@ -61,6 +62,11 @@ def test_neither_key_nor_address_is_told() -> None:
     endpoint = EndpointSystemConfig(base_url="https://api.example.com/v1", model="ada", api_key_env="VENDOR_KEY")
     (_, system) = build_systems(_Config(endpoints=[endpoint]))  # type: ignore[arg-type]
     assert "example" not in system.detail and "VENDOR" not in system.detail and "ada" in system.detail
+
+
+def test_an_endpoint_in_one_pair_of_brackets_is_told() -> None:
+    with pytest.raises(ValidationError, match=r"write \[\[eval\.endpoints\]\]"):
+        SystemsConfig(endpoints={"base_url": "https://api.example.com/v1", "model": "ada"})  # type: ignore[arg-type]
 
 
 def test_the_terms_reach_the_ranker() -> None:
