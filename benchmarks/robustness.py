@@ -106,10 +106,10 @@ def page(results: dict[str, Any], facts: list[str], *, seconds: float) -> str:
     parts = [
         "# What damaged queries cost",
         "\n\n".join(facts),
-        f"recall@10 on {', '.join(results['sets'])}: {counts['queries']} queries drawn, each set counting the same; [low,"
-        f" high] is the paired 95 % bootstrap interval over queries. {counts['cells']} cells (a kind at a strength), so"
-        f" {counts['asked']} damaged queries for each system = {counts['changed']} changed + {counts['unchanged']} left"
-        f" as they were. Took {seconds:.0f} s.",
+        f"recall@10 on {', '.join(results['sets'])}: {counts['queries']} queries drawn, each set counting the same;"
+        f" [low, high] is the paired 95 % bootstrap interval over queries. {counts['cells']} cells (kind and strength),"
+        f" so {counts['asked']} damaged queries for each system = {counts['changed']} changed + {counts['unchanged']}"
+        f" left as they were. Took {seconds:.0f} s.",
         "\n".join(lead),
         "![recall lost by kind](robustness.svg)",
         f"## Recall lost at strength {top}",

@@ -106,14 +106,15 @@ def system_of(model: str) -> System:
         return System(_BM25, "bm25", "BM25", BM25Ranker)
     model_path(model)
     folder = Path(model).expanduser()
-    name = str(folder.resolve()) if folder.is_dir() else model.removeprefix(PACKAGE_PREFIX)
+    if (folder / "qrels.tsv").is_file():  # the shell has filled in a pattern
+        raise UserError(f"MODEL {model}", "is an evaluation set", "put quotes around the pattern: --sets 'DIR/*'")
+    label = _label(str(folder.resolve()) if folder.is_dir() else model.removeprefix(PACKAGE_PREFIX))
 
     def load() -> Ranker:
         from launch.search import load_model
 
         return DenseRanker(load_model(model), name=label)
 
-    label = _label(name)
     return System(label, "baseline", model, load)
 
 
@@ -122,4 +123,4 @@ def _label(name: str) -> str:
     parts = [part for part in name.split("/") if part]
     while len(parts) > 1 and parts[-1] in ("model", "export", "finetune"):
         parts.pop()
-    return parts[-1].removeprefix("gt_").replace("_", "-")
+    return parts[-1].removeprefix("gt_").replace("_", "-") if parts else name

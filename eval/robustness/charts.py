@@ -7,11 +7,15 @@ knows nothing of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from eval.report.charts import FAINT, INK, canvas, short, to_svg
 from eval.robustness.table import highest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5548b", "#5a5f5d", "#b98500", "#3d8fc4")
 DARK = ("#4aa8e0", "#f5894a", "#2fc79c", "#e49ac4", "#b4bab7", "#f0bd4d", "#93cdf2")
@@ -53,6 +57,15 @@ def _look(number: int) -> dict[str, Any]:
     }
 
 
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    # as many columns as fit the width of the figure: about 72 characters, of which a line and its gap take 7
+    columns = max(1, min(len(labels), 72 // (7 + max(map(len, labels), default=1))))
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=columns, labelcolor=INK, handlelength=2.4, columnspacing=1.4
+    )
+
+
 def by_strength(results: Mapping[str, Any], kind: str, *, ident: str) -> str:
     """Recall against the strength of a kind, from the clean queries on; one line a system in the band of its interval.
 
@@ -71,16 +84,14 @@ def by_strength(results: Mapping[str, Any], kind: str, *, ident: str) -> str:
             means, lows, highs = ([r[key] for _, r in points] for key in ("mean", "low", "high"))
             look = _look(number)
             axes.fill_between(xs, lows, highs, color=look["color"], alpha=0.16, lw=0)
-            axes.plot(xs, means, label=short(system), markersize=6, **look)
+            axes.plot(xs, means, label=short(system, 30), markersize=6, **look)
         axes.set_xlim(-0.02, max(results["strengths"]) * 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         axes.set_xticks([0, *results["strengths"]], ["0", *(f"{s:g}" for s in results["strengths"])])
         axes.set_xlabel("strength")
         axes.set_ylabel(results["metric"])
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, labelcolor=INK, borderaxespad=0.2, handlelength=2.6
-        )
+        _legend(figure, axes)
         axes.grid(axis="x", visible=False)
         axes.tick_params(length=0)
         return _coloured(to_svg(figure, f"{results['metric']} against the strength of {kind}", ident))
@@ -96,12 +107,12 @@ def overview(results: Mapping[str, Any], *, ident: str) -> str:
     systems = [system["name"] for system in results["systems"]]
     tables = [highest(results, name) for name in systems]
     kinds = sorted(results["kinds"], key=lambda kind: -max(table[kind]["lost"] for table in tables))
-    with canvas(1.15 + (0.2 + 0.13 * len(systems)) * len(kinds)) as figure:
+    with canvas(1.0 + (0.14 + 0.08 * len(systems)) * len(kinds)) as figure:
         axes = figure.add_subplot()
         for number, (name, table) in enumerate(zip(systems, tables, strict=True)):
             look = _look(number)
             look["linestyle"] = "none"
-            gap = 0.62 / max(1, len(systems))
+            gap = 0.66 / len(systems)
             places = [row + (number - (len(systems) - 1) / 2) * gap for row in range(len(kinds))]
             rows = [table[kind] for kind in kinds]
             lost = [row["lost"] for row in rows]
@@ -110,7 +121,7 @@ def overview(results: Mapping[str, Any], *, ident: str) -> str:
                 [max(0.0, row["lost_high"] - row["lost"]) for row in rows],
             ]
             axes.errorbar(
-                lost, places, xerr=spread, label=short(name, 26), markersize=6, elinewidth=1.6, capsize=0, **look
+                lost, places, xerr=spread, label=short(name, 30), markersize=5, elinewidth=1.4, capsize=0, **look
             )
         axes.axvline(0, color=FAINT, linewidth=1, zorder=1)
         axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
@@ -120,10 +131,5 @@ def overview(results: Mapping[str, Any], *, ident: str) -> str:
         axes.set_xlabel(f"{results['metric']} lost at strength {results['strengths'][-1]:g}")
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, labelcolor=INK, borderaxespad=0.2)
+        _legend(figure, axes)
         return _coloured(to_svg(figure, f"{results['metric']} lost by kind of damage", ident))
-
-
-def kind_charts(results: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    """(kind, its plot) for every kind, in order."""
-    return [(kind, by_strength(results, kind, ident=f"robust-{kind}")) for kind in results["kinds"]]

@@ -22,7 +22,8 @@ class RobustnessConfig(Section):
     queries_per_set: Annotated[int, Field(ge=2)] = 200
     """Queries drawn from each set; with 200 an interval of recall is about 0.05 wide on each side."""
     systems: list[str] = Field(default=[])
-    """Names of the systems to measure; none named: all that the evaluation compares."""
+    """Names of the systems to measure; none named: all that the evaluation compares. Each is asked some sixty times as
+    many queries as were drawn, which an endpoint may charge for."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
     """Resamplings behind each 95 % interval."""
 

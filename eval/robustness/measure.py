@@ -89,6 +89,7 @@ def measure(
     for one in drawn:
         others = [other for other in drawn if other is not one] if OUT_OF_DOMAIN in config.kinds else []
         asked.append(ask(one, cells, outside_of(one, others, seed=seed), seed=seed))
+    _say_alone(config, drawn, asked, progress)
     longer = sum(KINDS[kind].target != "query" for kind, _ in cells)
     each = sum(len(questions.texts) + longer * len(one.queries) for one, questions in zip(drawn, asked, strict=True))
     progress.begin("robustness", total=len(chosen) * each, unit="rankings")
@@ -129,6 +130,21 @@ def _unique(what: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"robustness: {what} named {twice[0]!r}", "two have the same name", "rename or leave out one")
+
+
+def _say_alone(config: RobustnessConfig, drawn: Sequence[Drawn], asked: Sequence[Asked], progress: Progress) -> None:
+    """Say which sets have no question from outside; refuse a measurement that consists of nothing else."""
+    if OUT_OF_DOMAIN not in config.kinds:
+        return
+    alone = [one.name for one, questions in zip(drawn, asked, strict=True) if not questions.outside]
+    if len(alone) == len(drawn) and config.kinds == [OUT_OF_DOMAIN]:
+        raise UserError(
+            f"robustness: {OUT_OF_DOMAIN} on {', '.join(alone)}",
+            "needs queries of other sets that these corpora do not answer",
+            "add a set on something else, or another kind",
+        )
+    if alone:
+        progress.note(f"{OUT_OF_DOMAIN}: not measured on {', '.join(alone)}, for want of queries of other sets")
 
 
 class _Bench:

@@ -24,8 +24,8 @@ def page(results: Mapping[str, Any], *, title: str) -> str:
     """
     style = (Path(eval.report.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
     parts = [
-        f"<header><h1>{escape(title)}</h1><p class='lead'>{_lead(results)}</p>"
-        f"<p class='note'>{_how(results)}</p></header>",
+        f"<header><h1>{escape(title)}</h1><p class='lead'>What damaged queries and documents cost</p>"
+        f"<p class='built'>{_lead(results)}</p><p class='note'>{_how(results)}</p></header>",
         _kinds(results),
         _meaning(results),
         _separation(results),
@@ -43,6 +43,8 @@ def page(results: Mapping[str, Any], *, title: str) -> str:
 <style>
 {style}
 {css()}
+.about {{ display: block; font-weight: 400; white-space: normal; min-width: 180px; }}
+.overview {{ max-width: 820px; margin-top: 14px; }}
 </style>
 </head>
 <body><main>
@@ -111,7 +113,7 @@ def _kinds(results: Mapping[str, Any]) -> str:
     rows = []
     for kind in results["kinds"]:
         first = tables[names[0]][kind]
-        about = f"<span class='sub' style='display:block;font-weight:400'>{escape(results['about'][kind])}</span>"
+        about = f"<span class='sub about'>{escape(results['about'][kind])}</span>"
         lost = [_cell(r["lost"], r["lost_low"], r["lost_high"], "+") for r in (tables[name][kind] for name in names)]
         rows.append([escape(kind.replace("_", " ")) + about, f"{first['changed']:,} of {first['queries']:,}", *lost])
     clean = {row["system"]: _cell(row["mean"], row["low"], row["high"], "") for row in results["clean"]}
@@ -119,7 +121,7 @@ def _kinds(results: Mapping[str, Any]) -> str:
     strength = f"{results['strengths'][-1]:g}"
     table = _table(["kind", "queries changed", *map(escape, names)], rows)
     note = f"At strength {strength}, the highest measured; above 0 is worse than the clean queries."
-    plot = f"<div class='charts wide'><figure>{overview(results, ident='overview')}</figure></div>"
+    plot = f"<div class='overview'><figure>{overview(results, ident='overview')}</figure></div>"
     return _section("Recall lost, by kind", note, table + plot)
 
 

@@ -65,13 +65,16 @@ def test_it_prints_a_table_and_writes_the_numbers_and_a_page(sets: Path, tmp_pat
         (["./no-such-model", "--sets", "SETS"], "no such folder"),
         (["package:no_such_package", "--sets", "SETS"], "no_such_package"),
         (["bm25", "--sets", "SETS", "--out", "FILE"], "is a file"),
+        (["bm25", "--sets", "SETS", "SET"], "put quotes around the pattern"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_value_rule_and_fix(
     words: list[str], said: str, sets: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    words = [{"SETS": f"{sets}/*", "FILE": str(tmp_path / "file")}.get(word, word) for word in words]
+    words = [
+        {"SETS": f"{sets}/*", "SET": f"{sets}/alpha", "FILE": str(tmp_path / "file")}.get(word, word) for word in words
+    ]
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, UserError), done.output
     assert said in str(done.exception) and "Fix: " in str(done.exception) and "\n" not in str(done.exception)

@@ -189,6 +189,23 @@ def test_out_of_domain_is_told_for_each_set_and_needs_another(results: dict[str,
     assert outside_of(drawn, [], seed=0) == []
 
 
+def test_a_set_alone_is_told(folders: list[Path], tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Heard(Progress):
+        def note(self, line: str) -> None:
+            notes.append(line)
+
+    def run(kinds: list[str]) -> None:
+        systems = [system("words", WordRanker())]
+        measure(config(kinds=kinds), sets=folders[:1], systems=systems, out=tmp_path, seed=0, progress=Heard())
+
+    run(["emoji", "out_of_domain"])
+    assert len(notes) == 1 and "alpha" in notes[0]
+    with pytest.raises(UserError, match="add a set"):
+        run(["out_of_domain"])
+
+
 def test_a_question_that_the_corpus_answers_is_not_outside() -> None:
     def task(name: str, documents: list[str], queries: list[str], answer: int) -> EvaluationSet:
         ids = [f"d{i}" for i in range(len(documents))]
