@@ -91,6 +91,13 @@ def find_sets(patterns: list[str]) -> list[Path]:
     return list(found)
 
 
+def set_files(place: Path) -> list[Path]:
+    """The files that `load_set` may read of a set, sorted: what a stage that reads the set depends on."""
+    if place.is_file():
+        return [place]
+    return sorted(f for f in place.iterdir() if f.suffix in (".gz", ".jsonl", ".tsv") or f.name == SET_FILE)
+
+
 def _jsonl(folder: Path, stem: str) -> Path:
     for name in (f"{stem}.jsonl.gz", f"{stem}.jsonl"):
         if (folder / name).is_file():

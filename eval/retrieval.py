@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
-from data_prep.config import Section
 from data_prep.errors import UserError
 from data_prep.evaluation_sets import EvaluationSet, load_set
 from data_prep.files import write_json
@@ -28,6 +27,7 @@ from eval.relevance import judge
 from eval.results import Scores, assemble
 from eval.significance import PERMUTATIONS
 from eval.sts import cosines, row_without_vectors, similarity_row, write_cosines
+from eval.systems.config import SystemsConfig
 from eval.systems.dense import DenseRanker
 from eval.systems.listing import System
 from train.encoder import TextEncoder
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["EvalConfig", "evaluate", "rank_file"]
 
 
-class EvalConfig(Section):
+class EvalConfig(SystemsConfig):
     """[eval]: which systems are measured on which retrieval sets."""
 
     sets: list[str]

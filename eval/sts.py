@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import UserError
 from data_prep.files import disk_errors
 from eval import metrics
+from eval.systems.dense import finite_vectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,23 +35,12 @@ def cosines(embedder: Embedder, pairs: SimilaritySet, *, name: str) -> NDArray[n
 
     Raises:
         UserError: naming system and sentence, where a vector is not finite.
-        RuntimeError: the embedder returned another number of vectors than it was given sentences.
     """
     import numpy as np
 
     sides = []
     for texts in (pairs.first, pairs.second):
-        vectors = np.asarray(embedder.embed(texts, role="query"), dtype=np.float64)
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise RuntimeError(f"{name} on {pairs.name}: {vectors.shape} vectors for {len(texts)} sentences")
-        bad = ~np.isfinite(vectors).all(axis=1)
-        if bad.any():
-            first = texts[int(bad.argmax())]
-            raise UserError(
-                f"system {name}: the embedding of the sentence {first[:80]!r}",
-                f"holds NaN or infinity ({int(bad.sum())} of {len(texts)} sentences of {pairs.name} do)",
-                "the model has diverged: lower the learning rate and train again, or leave the system out of [eval]",
-            )
+        vectors = finite_vectors(embedder, texts, role="query", name=name).astype(np.float64)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         sides.append(vectors / np.where(norms == 0, 1.0, norms))
     # rounding in the last bits must not put an order into pairs that are equally close

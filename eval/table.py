@@ -128,7 +128,8 @@ def print_results(results: Mapping[str, Any], console: Console, *, per_set: bool
             needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
             if needed <= console.width:
                 console.print(table)
-                console.print("\n".join(difference_lines(results)), markup=False, highlight=False)
+                for line in difference_lines(results):
+                    console.print(line, markup=False, highlight=False)
                 return
     lines = results_lines(results, per_set=per_set)
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ import pytest
 
 from data_prep.corpus.keys import evaluation_keys, text_key
 from data_prep.errors import UserError
-from data_prep.evaluation_sets import find_sets, load_set
+from data_prep.evaluation_sets import find_sets, load_set, set_files
 
 
 def test_load(evaluation_set: Path) -> None:
@@ -77,6 +77,8 @@ def test_what_set_json_says(evaluation_set: Path) -> None:
     queries(evaluation_set, '{"_id": "q1", "text": "satu", "source": "forum"}', '{"_id": "q2", "text": "dua"}')
     assert load_set(evaluation_set).languages == [None, None] and not load_set(evaluation_set).facts.near_duplicates
     (evaluation_set / "set.json").write_text('{"kind": "news", "language": "ms", "near_duplicates": true}')
+    assert {f.name for f in set_files(evaluation_set)} == {"corpus.jsonl.gz", "queries.jsonl", "qrels.tsv", "set.json"}
+    assert set_files(evaluation_set / "qrels.tsv") == [evaluation_set / "qrels.tsv"]
     loaded = load_set(evaluation_set)
     assert (loaded.languages, loaded.sources, loaded.facts.kind) == (["ms", "ms"], ["forum", None], "news")
     assert loaded.facts.near_duplicates

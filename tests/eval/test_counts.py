@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -57,6 +58,10 @@ def test_a_broken_count_is_named(path: tuple[str, ...], value: Any, says: str) -
 
 
 def test_what_a_set_holds() -> None:
+    """A document without text stays among the documents, and is counted."""
+    task = dataclasses.replace(TASK, documents=[*TASK.documents[:-1], " \n"])
+    assert set_counts(judge(task), depth=1)["empty_documents"] == 1
     found = set_counts(judge(TASK), depth=1)
+    assert found["empty_documents"] == 0
     assert (found["documents"], found["scored"], found["deeper"], found["depth"]) == (5, 3, 1, 1)
     assert found["judgements"] == {"all": 4, "hard": 2} and found["subsets"] == {"all": 3, "hard": 2}

@@ -26,6 +26,7 @@ from eval.systems.bm25 import BM25Ranker
 from eval.systems.dense import DenseRanker
 from eval.systems.listing import System, build_systems
 from eval.systems.ranker import Ranker
+from eval.table import results_lines
 from tests.eval.run_fixture import PlantedRanker, write_set
 
 
@@ -110,6 +111,17 @@ def test_groups_hold_every_query_once_and_their_own_means(sets: list[Path], tmp_
         found = [(r["relevant_rank"] or 1000) <= 3 for r in chosen]
         assert len(chosen) == group["queries"]
         assert group["metrics"]["recall@3"]["mean"] == pytest.approx(np.mean(found), abs=1e-6)
+
+
+def test_a_table_is_as_wide_as_its_columns_and_says_what_differences_mean(sets: list[Path], tmp_path: Path) -> None:
+    results, _ = run(sets, tmp_path / "out")
+    lines = results_lines(results)
+    assert lines[3].split() == ["system", "recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
+    assert lines[-2:] == [f"- {d['sentence']}" for d in results["differences"] if d["subset"] == "all"]
+    more = results_lines(results, per_set=False, metrics=["map", "success@1"])
+    assert more[3].split() == ["system", "map", "success@1"] and len(more) < len(lines)
+    del results["differences"]  # of an older run
+    assert results_lines(results)[-1].startswith("finetuned")
 
 
 def _ranks(out: Path, system: str, task: str) -> list[dict[str, Any]]:
