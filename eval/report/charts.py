@@ -23,14 +23,18 @@ KIND_COLOURS = {
     "teacher": "#070707",
     "baseline": "#080808",
     "bm25": "#090909",
+    "checkpoint": "#050505",  # as what it was made from
 }
+RUN_COLOURS = ("#0c0c0c", "#0d0d0d", "#0e0e0e", "#0f0f0f", "#101010", "#111111")
+"""Of runs side by side."""
 _CSS = {
     INK: "currentColor",
     FAINT: "var(--faint)",
     LINE: "var(--line)",
     SURFACE: "var(--surface)",
     WARN: "var(--warn)",
-    **{colour: f"var(--{kind})" for kind, colour in KIND_COLOURS.items()},
+    **{colour: f"var(--{kind})" for kind, colour in KIND_COLOURS.items() if kind != "checkpoint"},
+    **{colour: f"var(--run{number})" for number, colour in enumerate(RUN_COLOURS)},
 }
 _DASHES: dict[str, Any] = {
     "teacher": (0, (5, 2)),
@@ -95,7 +99,14 @@ def to_svg(figure: Figure, label: str, ident: str) -> str:
 
 
 def _ranked(systems: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    return [(system["name"], KIND_COLOURS.get(system["kind"], KIND_COLOURS["baseline"])) for system in systems]
+    return [(system["name"], _colour(system["kind"])) for system in systems]
+
+
+def _colour(kind: str) -> str:
+    """The placeholder of a kind of system, or of a run as `run0`, `run1` …"""
+    if kind.startswith("run") and kind[3:].isdigit():
+        return RUN_COLOURS[int(kind[3:]) % len(RUN_COLOURS)]
+    return KIND_COLOURS.get(kind, KIND_COLOURS["baseline"])
 
 
 def short(name: str, limit: int = 20) -> str:

@@ -15,14 +15,14 @@ IDLE = (("data_wait", "waiting for data"), ("gather", "exchange"), ("padding", "
 _POINTS = 400  # drawn on a curve at most; more cannot be seen and makes the page heavy
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `_POINTS` points: means of equal runs of neighbours."""
     size = -(-len(points) // _POINTS)
     runs = [points[i : i + size] for i in range(0, len(points), size)] if size else []
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
 
-def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Centred running means over about a twentieth of the points."""
     half = max(1, len(points) // 40)
     result = []
@@ -51,9 +51,9 @@ def training(
     with canvas(5.7 if idle else 4.6) as figure:
         heights = [3.2, 1, 1, 1.1][: 4 if idle else 3]
         loss, rate, speed, *more = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
-        points = _thin([(s["step"], s["loss"]) for s in steps])
+        points = thin([(s["step"], s["loss"]) for s in steps])
         loss.plot(*zip(*points, strict=True), color=colour, alpha=0.35, linewidth=1)
-        loss.plot(*zip(*_smooth(points), strict=True), color=colour, label="training")
+        loss.plot(*zip(*smooth(points), strict=True), color=colour, label="training")
         if validations:
             held_out = [(v["step"], v["validation_loss"]) for v in validations]
             loss.plot(
@@ -79,7 +79,7 @@ def training(
 def _panel(axes: Axes, steps: Sequence[Mapping[str, Any]], key: str, label: str, colour: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    points = _thin([(s["step"], s[key]) for s in steps if isinstance(s.get(key), (int, float))])
+    points = thin([(s["step"], s[key]) for s in steps if isinstance(s.get(key), (int, float))])
     if points:
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4)
     axes.set_ylabel(label, rotation=0, ha="left", va="bottom")
@@ -99,7 +99,7 @@ def _shares(axes: Axes, steps: Sequence[Mapping[str, Any]], idle: Sequence[tuple
     }
     for key, label in idle:
         colour, dashes = looks[key]
-        points = _smooth(_thin([(s["step"], s[key]) for s in steps if isinstance(s.get(key), (int, float))]))
+        points = smooth(thin([(s["step"], s[key]) for s in steps if isinstance(s.get(key), (int, float))]))
         axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, linewidth=1.4, label=label)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(2))

@@ -1,22 +1,17 @@
 """The report's sections on data: what each rule removed, what was mined and how well, which questions were made.
 
-Every section is blocks of the same few kinds (sentences, tables, charts, folded samples to read), so that the page
-draws them alike and a new stage needs no new markup. Figures come from the stages' own reports.
+Figures come from the stages' own reports.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from eval.report import charts
+from eval.report.blocks import READ, fold, percent, section, table, words
 from eval.report.facts import DataReports
 from eval.report.parts import Chart, make_chart
-
-_READ = 50
-"""Samples of one fold: what a person reads in half an hour."""
-_EXCERPT = 400
 
 
 def data_sections(reports: DataReports) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -39,58 +34,11 @@ def data_sections(reports: DataReports) -> tuple[list[dict[str, Any]], dict[str,
     return found, missing
 
 
-def _section(title: str, sentences: Iterable[str], **blocks: Any) -> dict[str, Any]:
-    return {
-        "title": title,
-        "sentences": [sentence for sentence in sentences if sentence],
-        "charts": blocks.get("charts", []),
-        "tables": [table for table in blocks.get("tables", []) if table["rows"]],
-        "folds": [fold for fold in blocks.get("folds", []) if fold["items"]],
-    }
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> dict[str, Any]:
-    found = [list(row) for row in rows]
-    words = [any(isinstance(row[n], str) and not row[n].endswith(" %") for row in found) for n in range(len(head))]
-    cells = [[(_cell(value), text) for value, text in zip(row, words, strict=True)] for row in found]
-    return {"title": title, "head": list(zip(head, words, strict=True)), "rows": cells}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-
-
-def _fold(title: str, samples: Iterable[Any]) -> dict[str, Any]:
-    """Samples to read: each one a list of (label, text); a bare text has no label."""
-    items = []
-    for sample in list(samples)[:_READ]:
-        fields = sample.items() if isinstance(sample, Mapping) else [("", sample)]
-        items.append(
-            [(str(name).replace("_", " "), _excerpt(value)) for name, value in fields if value not in ("", [])]
-        )
-    return {"title": title, "items": items}
-
-
-def _words(name: Any) -> str:
-    return str(name).replace("_", " ")
-
-
-def _excerpt(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1].rstrip() + "…"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
 def _corpus(report: Mapping[str, Any]) -> dict[str, Any]:
     counts, rules = report["counts"], [rule for rule in report["rules"] if rule["removed"]]
     read, kept = counts.get("read", 0), counts.get("kept", 0)
     sentence = f"{read:,} documents were read from {counts.get('files', 0):,} files and {kept:,} kept"
-    sentence += f" ({_percent(kept / read)})." if read else "."
+    sentence += f" ({percent(kept / read)})." if read else "."
     replaced = sum(part["replaced"] for part in report["private"])
     private = f"{replaced:,} pieces of personal data were replaced by placeholders." if replaced else ""
     languages: dict[str, list[int]] = {}
@@ -98,19 +46,19 @@ def _corpus(report: Mapping[str, Any]) -> dict[str, Any]:
         total = languages.setdefault(row["language"], [0, 0, 0])
         for place, name in enumerate(("read", "kept", "characters")):
             total[place] += row[name]
-    sources = [(r["source"], r["language"], r["read"], r["kept"], r["characters"]) for r in report["sources"][:_READ]]
+    sources = [(r["source"], r["language"], r["read"], r["kept"], r["characters"]) for r in report["sources"][:READ]]
     folds = [
-        _fold(f"{rule['rule']}: {rule['meaning']}, the first of {rule['removed']:,}", rule["samples"]) for rule in rules
+        fold(f"{rule['rule']}: {rule['meaning']}, the first of {rule['removed']:,}", rule["samples"]) for rule in rules
     ]
-    folds += [_fold(f"<{p['kind'].upper()}>, the first of {p['replaced']:,}", p["samples"]) for p in report["private"]]
-    folds += [_fold(name.replace("_", " "), samples) for name, samples in report["other"].items()]
-    return _section(
+    folds += [fold(f"<{p['kind'].upper()}>, the first of {p['replaced']:,}", p["samples"]) for p in report["private"]]
+    folds += [fold(name.replace("_", " "), samples) for name, samples in report["other"].items()]
+    return section(
         "What cleaning removed", [sentence, private],
         tables=[
-            _table(("rule", "removed because it", "documents", "share"),
-                   [(r["rule"], r["meaning"], r["removed"], _percent(r["share"])) for r in rules]),
-            _table(("language", "read", "kept", "characters"), [(name, *row) for name, row in languages.items()]),
-            _table(("source", "language", "read", "kept", "characters"), sources),
+            table(("rule", "removed because it", "documents", "share"),
+                   [(r["rule"], r["meaning"], r["removed"], percent(r["share"])) for r in rules]),
+            table(("language", "read", "kept", "characters"), [(name, *row) for name, row in languages.items()]),
+            table(("source", "language", "read", "kept", "characters"), sources),
         ],
         folds=folds,
     )  # fmt: skip
@@ -119,12 +67,12 @@ def _corpus(report: Mapping[str, Any]) -> dict[str, Any]:
 def _pairs(report: Mapping[str, Any]) -> dict[str, Any]:
     counts = report["counts"]
     left_out = report["left_out"]
-    tables = [(t["name"], t["kind"], t["read"], t["kept"]) for t in report["tables"][:_READ]]
-    reasons = [(_words(name), entry["count"]) for name, entry in left_out.items()]
-    return _section(
+    tables = [(t["name"], t["kind"], t["read"], t["kept"]) for t in report["tables"][:READ]]
+    reasons = [(words(name), entry["count"]) for name, entry in left_out.items()]
+    return section(
         "Labelled pairs", [f"{counts.get('read', 0):,} rows were read and {counts.get('kept', 0):,} pairs kept."],
-        tables=[_table(("file", "format", "read", "kept"), tables), _table(("left out", "rows"), reasons)],
-        folds=[_fold(f"{_words(name)}, the first of {e['count']:,}", e["samples"]) for name, e in left_out.items()],
+        tables=[table(("file", "format", "read", "kept"), tables), table(("left out", "rows"), reasons)],
+        folds=[fold(f"{words(name)}, the first of {e['count']:,}", e["samples"]) for name, e in left_out.items()],
     )  # fmt: skip
 
 
@@ -144,19 +92,19 @@ def _mining(record: Mapping[str, Any]) -> dict[str, Any]:
     quantiles = list(next(iter(neighbors.values()), {}))
     examples = record.get("examples")
     by_source = examples if isinstance(examples, Mapping) else {"all": examples or []}
-    return _section(
+    return section(
         "What was mined",
         [_false_negatives(record.get("false_negatives")), hubness],
         charts=_score_charts(record),
         tables=[
-            _table(("rule", "negatives refused", "by itself"), [row for row in taken if row[1] or row[2]]),
-            _table(("count", ""), counts),
-            _table(("score of the neighbour at", *quantiles), [(r, *q.values()) for r, q in neighbors.items()]),
+            table(("rule", "negatives refused", "by itself"), [row for row in taken if row[1] or row[2]]),
+            table(("count", ""), counts),
+            table(("score of the neighbour at", *quantiles), [(r, *q.values()) for r, q in neighbors.items()]),
         ],
         folds=[
-            _fold("The policy in words", record.get("policy_in_words", [])),
-            *(_fold(f"Examples to read: {name}", rows) for name, rows in by_source.items()),
-            _fold("Texts that serve most often as a negative", hubs.get("most_used", [])),
+            fold("The policy in words", record.get("policy_in_words", [])),
+            *(fold(f"Examples to read: {name}", rows) for name, rows in by_source.items()),
+            fold("Texts that serve most often as a negative", hubs.get("most_used", [])),
         ],
     )
 
@@ -173,7 +121,7 @@ def _false_negatives(found: Mapping[str, Any] | None) -> str:
         rate = (found.get(name) or {}).get(per)
         if rate and rate["trials"]:
             spread = f"{100 * rate['low']:.2f}–{100 * rate['high']:.2f}"
-            parts.append(what.format(f"{_percent(rate['rate'])} ({spread}, {rate['trials']:,} tries)"))
+            parts.append(what.format(f"{percent(rate['rate'])} ({spread}, {rate['trials']:,} tries)"))
     return f"False negatives: {'; '.join(parts)} (95 % Wilson intervals)." if parts else ""
 
 
@@ -201,17 +149,17 @@ def _questions(report: Mapping[str, Any]) -> dict[str, Any]:
     styles = [
         (style, row.get("asked", 0), row.get("made", 0), row.get("kept", 0)) for style, row in report["styles"].items()
     ]
-    filters = {_words(n).removeprefix("refused "): e for n, e in (report.get("filters") or {}).items() if e["refused"]}
-    return _section(
+    filters = {words(n).removeprefix("refused "): e for n, e in (report.get("filters") or {}).items() if e["refused"]}
+    return section(
         "Questions that were made", [sentence],
         tables=[
-            _table(("style", "asked for", "made", "kept"), styles),
-            _table(("refused by", "questions"), [(name, e["refused"]) for name, e in filters.items()]),
-            _table(("generator", ""), [(_words(name), value) for name, value in spent.items()]),
+            table(("style", "asked for", "made", "kept"), styles),
+            table(("refused by", "questions"), [(name, e["refused"]) for name, e in filters.items()]),
+            table(("generator", ""), [(words(name), value) for name, value in spent.items()]),
         ],
         folds=[
-            _fold("Questions to read", report.get("examples", [])),
-            *(_fold(f"Refused: {name}, of {e['refused']:,}", e["samples"]) for name, e in filters.items()),
+            fold("Questions to read", report.get("examples", [])),
+            *(fold(f"Refused: {name}, of {e['refused']:,}", e["samples"]) for name, e in filters.items()),
         ],
     )  # fmt: skip
 
@@ -228,6 +176,6 @@ def _gates(proofs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         f"{sum(row[2] for row in rows):,} training texts were compared with {proof['evaluation_texts']:,} texts of "
         f"{_sets(proof)} ({', '.join(proof['evaluation_sets'])}): none is the same in "
         f"whatever case or spacing, none shares runs of {proof['measures']['ngram_words']} words that matter, and none "
-        f"is a copy with up to {_percent(1 - proof['measures']['near'])} of the words edited."
+        f"is a copy with up to {percent(1 - proof['measures']['near'])} of the words edited."
     )
-    return _section("No evaluation text in training", [sentence], tables=[_table(("gate", "what", "texts"), rows)])
+    return section("No evaluation text in training", [sentence], tables=[table(("gate", "what", "texts"), rows)])

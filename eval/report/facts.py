@@ -77,6 +77,8 @@ class RunFacts:
     probe: dict[str, Any] | None
     data: DataReports
     parity: dict[str, Any] | None
+    robustness: dict[str, Any] | None
+    encoding: dict[str, Any]
     recipe: tuple[str, str] | None
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -107,6 +109,8 @@ def read_run(run: Path) -> RunFacts:
         probe=_probe(run / "probe", missing),
         data=_data(run, {stage.name for stage in stages}, missing),
         parity=_optional(run / "export" / "parity.json", "export parity", missing),
+        robustness=_beside(run / "eval" / "robustness.json", "robustness", missing),
+        encoding=_beside(run / "eval" / "encoding.json", "speed of encoding", missing) or {},
         recipe=_recipe(run),
         missing=missing,
     )
@@ -155,6 +159,11 @@ def _optional(path: Path, section: str, missing: dict[str, str]) -> dict[str, An
         missing[section] = f"{place} is not a JSON object"
         return None
     return value
+
+
+def _beside(path: Path, section: str, missing: dict[str, str]) -> dict[str, Any] | None:
+    """A JSON object that not every run has: only a damaged one is missing."""
+    return _optional(path, section, missing) if path.exists() else None
 
 
 def _stages(run: Path, missing: dict[str, str]) -> list[Stage]:

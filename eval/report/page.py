@@ -15,9 +15,13 @@ from data_prep.files import write_atomically, write_json
 from eval.metrics import metric_names
 from eval.report import parts
 from eval.report.chain import chain, read_chain
+from eval.report.cost import cost_tables
 from eval.report.cut import cut
 from eval.report.data import data_sections
+from eval.report.evidence import evidence
 from eval.report.facts import RunFacts, read_run, time_summary
+from eval.report.robust import robust
+from eval.report.summary import summary
 from eval.report.training import training
 from eval.table import results_lines
 
@@ -40,7 +44,7 @@ def write_report(*, run: Path, out: Path, title: str) -> dict[str, int | float]:
     """
     facts = read_run(run)
     context = _context(facts, title, read_chain(run, facts.missing))
-    page = _render(context)
+    page = render("report.html.j2", context)
     write_atomically(out / "report.html", page.encode())
     write_atomically(out / "table.txt", (_table(facts) + "\n").encode())
     times = time_summary(facts.stages)
@@ -58,7 +62,14 @@ def write_report(*, run: Path, out: Path, title: str) -> dict[str, int | float]:
     }
 
 
-def _render(context: dict[str, Any]) -> str:
+def page_of(run: Path, *, title: str) -> str:
+    """The page of a run as text. Raises `UserError` where no stage of it is finished."""
+    facts = read_run(run)
+    return render("report.html.j2", _context(facts, title, read_chain(run, facts.missing)))
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page from its template; every value that is not ours is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -68,7 +79,7 @@ def _render(context: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(context)
+    return environment.get_template(template).render(context)
 
 
 def _table(facts: RunFacts) -> str:
@@ -88,6 +99,8 @@ def _context(facts: RunFacts, title: str, timeline: dict[str, Any] | None) -> di
     context: dict[str, Any] = {
         "title": title,
         "headline": parts.headline(facts, title),
+        "summary": summary(facts),
+        "evidence": _evidence(facts, missing),
         "tables": None,
         "training": training(facts.phases),
         "cut": cut(facts.probe, facts.stages),
@@ -95,16 +108,17 @@ def _context(facts: RunFacts, title: str, timeline: dict[str, Any] | None) -> di
         "flow_line": parts.flow_line(facts.stages),
         "data": data,
         "time": parts.time_part(facts.stages),
+        "cost": cost_tables(facts),
         "chain": chain(timeline),
         "wrong": parts.wrong(facts),
         "parity": parity,
         "folded": _folded(facts),
-        "missing": sorted(missing.items()),
         "footer": _footer(facts),
     }
     if facts.results is not None:
         context |= {
             "metric_names": metric_names(facts.results["ks"]),
+            "all_names": parts.all_names(facts.results),
             "level": round(100 * facts.results["bootstrap"]["level"]),
             "samples": facts.results["bootstrap"]["samples"],
             "tables": parts.result_tables(facts.results, per_set=False),
@@ -112,7 +126,47 @@ def _context(facts: RunFacts, title: str, timeline: dict[str, Any] | None) -> di
             "result_charts": parts.result_charts(facts.results),
             "heat": parts.heat(facts.results),
         }
+    context["missing"] = sorted(missing.items())
+    context["contents"] = _contents(context)
     return context
+
+
+def _evidence(facts: RunFacts, missing: dict[str, str]) -> dict[str, Any]:
+    """The sections on what the figures are worth, by name; None for those that the run has no figures for."""
+    found: dict[str, Any] = dict.fromkeys(("significance", "groups", "robustness", "sts", "published"))
+    if facts.results is not None:
+        made, lacking = evidence(facts.results)
+        found |= made
+        missing |= lacking
+    try:
+        found["robustness"] = robust(facts.robustness, facts.results)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+        missing["robustness"] = "eval/robustness.json lacks a figure"
+    return found
+
+
+def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
+    """(anchor, heading) of every section that is there, in the order of the page."""
+    worth = context["evidence"]
+
+    def part(name: str) -> list[tuple[str, str]]:
+        return [(worth[name]["ident"], worth[name]["title"])] if worth[name] else []
+
+    chained = context["chain"]
+    return [
+        *([("at-results", "Results")] if context["tables"] else []),
+        *part("significance"),
+        *([("at-sets", "Set by set")] if context["tables"] else []),
+        *(entry for name in ("groups", "robustness", "sts", "published") for entry in part(name)),
+        *([("at-fails", "Where it still fails")] if context["wrong"] else []),
+        *([("at-training", "Training")] if context["training"] else []),
+        ("at-cost", "Cost and time"),
+        *([("at-chain", "Chain of jobs" if chained["jobs"] else "Starts and stages")] if chained else []),
+        *([("at-cut", "What a cut costs")] if context["cut"] else []),
+        *([("at-data", "Data, stage by stage")] if context["flow"] else []),
+        *((part["ident"], part["title"]) for part in context["data"]),
+        ("at-made", "How it was made"),
+    ]
 
 
 def _folded(facts: RunFacts) -> list[tuple[str, str]]:

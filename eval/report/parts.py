@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.metrics import metric_names
-from eval.report import charts
+from eval.report import blocks, charts
 from eval.report.facts import RunFacts, Stage, time_summary
 from eval.table import best_systems, subsets_of
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _MAIN_COUNTS = ("kept", "pairs", "tokens", "vocab_size", "trunk_parameters", "documents")
+_TILES = 5  # differences at the top of the page; all of them stand in a table of their own
 _OTHER_STAGES = ("probe", "eval", "export")  # told elsewhere on the page
 
 
@@ -69,7 +70,7 @@ def _gain(metric: Mapping[str, float]) -> tuple[str, str]:
 
 
 def headline(facts: RunFacts, title: str) -> dict[str, Any]:
-    """The opening sentence: did finetuning help, what was built, and the gain over each other system."""
+    """The opening sentence: did finetuning help, and the gain over each other system."""
     results = facts.results
     verdict = f"{title}: {len(facts.stages)} stages are finished; nothing has been evaluated yet."
     tiles: list[dict[str, str]] = []
@@ -92,11 +93,13 @@ def headline(facts: RunFacts, title: str) -> dict[str, Any]:
             label = f"{name}, {chosen}"
             tiles.append({"label": label, "value": f"{mean['mean']:.3f}", "note": _spread(mean), "tone": "good"})
         order = ("pretrained", "untrained", "bm25", "teacher", "baseline")
-        for system, gain in sorted(gains.items(), key=lambda item: order.index(kinds[item[0]])):
+        ranked = sorted(gains, key=lambda s: order.index(kinds[s]) if kinds[s] in order else len(order))
+        for system in ranked[:_TILES]:
+            gain = gains[system]
             tone = "good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else ""
             value, spread = _gain(gain)
             tiles.append({"label": f"against {system}", "value": value, "note": spread, "tone": tone})
-    return {"verdict": verdict, "built": f"{beside} {_built(facts)}".strip(), "tiles": tiles}
+    return {"verdict": verdict, "title": title, "beside": beside, "tiles": tiles}
 
 
 def _verdict(
@@ -137,7 +140,7 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
-def _built(facts: RunFacts) -> str:
+def built(facts: RunFacts) -> str:
     """What the model is and what it was made from, as far as the run says."""
     summary = next((facts.phases[p].summary for p in ("finetune", "pretrain") if p in facts.phases), {})
     counts = {stage.name: stage.counts for stage in facts.stages}
@@ -162,22 +165,38 @@ def _built(facts: RunFacts) -> str:
     return text.strip()
 
 
+def all_names(results: Mapping[str, Any]) -> list[str]:
+    """Every metric of the rows, those of the headline first."""
+    told = dict.fromkeys(name for row in results["rows"] for name in row["metrics"])
+    first = metric_names(results["ks"])
+    return [*first, *(name for name in told if name not in first)]
+
+
+def colour_name(kind: str) -> str:
+    """The colour of the style sheet for a kind of system."""
+    kind = "pretrained" if kind == "checkpoint" else kind
+    return kind if kind in charts.KIND_COLOURS else "baseline"
+
+
 def result_tables(results: Mapping[str, Any], *, per_set: bool) -> list[dict[str, Any]]:
-    """Blocks of rows with all metrics: the means of each subset, or every set and subset."""
+    """Blocks of rows with metrics: the headline's means of each subset, or all of every set and subset."""
     details = {system["name"]: system for system in results["systems"]}
-    names = metric_names(results["ks"])
+    names = all_names(results) if per_set else metric_names(results["ks"])
 
     def block(title: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         chosen = list(rows)
-        best = {name: best_systems(chosen, name) for name in names}
+        best = {name: best_systems(chosen, name) for name in names if all(name in r["metrics"] for r in chosen)}
         return {
             "title": title,
             "rows": [
                 {
                     "system": row["system"],
                     "kind": details[row["system"]]["kind"],
+                    "colour": colour_name(details[row["system"]]["kind"]),
                     "detail": details[row["system"]]["detail"],
-                    "cells": [{"metric": row["metrics"][n], "best": row["system"] in best[n]} for n in names],
+                    "cells": [
+                        {"metric": row["metrics"].get(n), "best": row["system"] in best.get(n, ())} for n in names
+                    ],
                 }
                 for row in chosen
             ],
@@ -224,18 +243,14 @@ def heat(results: Mapping[str, Any]) -> dict[str, Any]:
             found = [r for r in results["rows"] if r["set"] == task["name"] and r["subset"] == subset]
             means = {r["system"]: r["metrics"][lead]["mean"] for r in found}
             best = best_systems(found, lead)
-            cells = [
-                {
-                    "text": f"{means[s]:.3f}" if s in means else "–",
-                    "shade": round(50 * means.get(s, 0.0) ** 2, 1),  # squared: the top of the scale gets the contrast
-                    "best": s in best,
-                }
-                for s in systems
-            ]
+            # squared: the top of the scale gets the contrast
+            cells = [blocks.cell(f"{means[s]:.3f}", shade=means[s] ** 2) | {"best": s in best} if s in means else None
+                     for s in systems]  # fmt: skip
             whole = subset == "all"
             note = f"{queries:,} queries, {task['documents']:,} documents" if whole else f"{queries:,} queries"
-            rows.append({"label": task["name"] if whole else subset, "note": note, "part": not whole, "cells": cells})
-    return {"metric": lead, "systems": systems, "rows": rows, "hard": "hard" in subsets_of(results)}
+            rows.append((task["name"] if whole else subset, note, not whole, cells))
+    matrix = blocks.matrix(f"{lead} on every set", "set", systems, rows)
+    return {"metric": lead, "matrix": matrix, "hard": "hard" in subsets_of(results)}
 
 
 def flow(stages: Sequence[Stage]) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ figure goes before the mean over the steps, which leaves out the first step wher
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from eval.report import charts, charts_training
+from eval.report.blocks import is_number
 from eval.report.facts import Phase
 from eval.report.parts import make_chart, number
 
@@ -58,24 +58,20 @@ def training(phases: Mapping[str, Phase]) -> list[dict[str, Any]]:
     return drawn
 
 
-def _finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _facts(phase: Phase) -> list[tuple[str, str]]:
     """The figures that this phase wrote."""
     shown = []
     for key, label, written in _FACTS:
         value = phase.summary.get(key)
-        if not _finite(value) and key not in _RATES:
+        if not is_number(value) and key not in _RATES:
             value = _mean([s.get(key) for s in phase.steps])
-        if _finite(value):
+        if is_number(value):
             shown.append((label, written(value)))
     return shown
 
 
 def _mean(values: Sequence[Any]) -> float | None:
-    found = [v for v in values if _finite(v)]
+    found = [v for v in values if is_number(v)]
     steady = found[1:] or found
     return sum(steady) / len(steady) if steady else None
 
@@ -85,7 +81,7 @@ def _note(phase: Phase) -> str:
     first, last = phase.steps[0]["loss"], phase.steps[-1]["loss"]
     parts.append(f"{len(phase.steps):,} steps, loss {first:.3f} → {last:.3f}")
     before, after = summary.get("validation_loss_before"), summary.get("validation_loss_after")
-    if _finite(before) and _finite(after):
+    if is_number(before) and is_number(after):
         parts.append(f"validation loss {before:.3f} → {after:.3f}")
     if summary.get("world_size"):
         ranks = summary["world_size"]
@@ -101,8 +97,8 @@ def _note(phase: Phase) -> str:
     if summary.get("startup_s"):
         parts.append(f"{charts.seconds(summary['startup_s'])} to start")
     memory, host = summary.get("peak_memory_gb"), summary.get("peak_rss_gb")
-    if _finite(memory) and summary.get("device") != "cpu":
+    if is_number(memory) and summary.get("device") != "cpu":
         parts.append(f"peak memory {memory:.1f} GiB on the device")
-    elif _finite(host):
+    elif is_number(host):
         parts.append(f"peak memory {host:.1f} GiB")
     return "; ".join(parts) + "."

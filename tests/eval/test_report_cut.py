@@ -61,8 +61,8 @@ def put_probe(run: Path, record: dict[str, Any], layers: int | list[int]) -> Non
 
 
 def rows_of(html: str) -> dict[str, str]:
-    section = html[html.index("What a cut costs") :].split("</section>")[0]
-    found = re.findall(r"<tr( class=\"chosen\")?><th>([^<]*)</th>(.*?)</tr>", section, re.DOTALL)
+    section = html[html.index("<h2>What a cut costs") :].split("</section>")[0]
+    found = re.findall(r"<tr( class=\"chosen\")?><th scope=\"row\">([^<]*)</th>(.*?)</tr>", section, re.DOTALL)
     return {label: ("*" if chosen else "") + re.sub(r"<[^>]+>", " ", cells) for chosen, label, cells in found}
 
 
