@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +30,7 @@ from eval.sts import cosines, row_without_vectors, similarity_row, write_cosines
 from eval.systems.config import SystemsConfig
 from eval.systems.dense import DenseRanker
 from eval.systems.listing import System
+from eval.systems.published import published_beside
 from train.encoder import TextEncoder
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ def evaluate(
     seed: int,
     progress: Progress,
     sts: Sequence[Path] = (),
-    published: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, int | float]:
     """Measure all systems on all sets.
 
@@ -109,7 +109,6 @@ def evaluate(
         seed: of the bootstrap and the relabelings.
         progress: counts the ranking as work "encode" and the metrics as work "score".
         sts: files of sentence pairs, names unique.
-        published: figures that others measured on other sets; they stand apart in the results.
 
     Returns:
         Counts: systems, sets, documents, queries, unjudged, rankings (systems times queries), rows, pairs.
@@ -165,7 +164,8 @@ def evaluate(
             scores, systems=systems, sets=judged, labels=groups, samples=config.bootstrap_samples,
             permutations=config.permutations, seed=seed,
         )  # fmt: skip
-    results["sts"], results["published"] = similarity.rows, [dict(row) for row in published]
+    results["sts"] = similarity.rows
+    results["published"] = published_beside(sets) if config.published else []
     counts = results["counts"] = total_counts(by_set, by_system, rows=results["rows"])
     check_counts(counts)
     unjudged = {one.task.name: one.task.unjudged for one in judged if one.task.unjudged}

@@ -199,6 +199,13 @@ def test_sentence_pairs_are_measured_beside_the_sets(sets: list[Path], tmp_path:
         evaluate(config, sets=sets[1:], systems=both, out=out, seed=1, progress=Progress(), sts=[path, path])
 
 
+def test_published_figures_stand_apart_and_only_where_they_are_asked_for(sets: list[Path], tmp_path: Path) -> None:
+    without, _ = run(sets, tmp_path / "a")
+    results, _ = run(sets, tmp_path / "b", published=True)
+    assert without["published"] == [] and {row["set"] for row in results["published"]} == {"malay-news"}
+    assert results.pop("published") and without.pop("published") == [] and results == without
+
+
 def test_macro_mean_counts_each_set_the_same(sets: list[Path], tmp_path: Path) -> None:
     results, _ = run(sets, tmp_path / "out")
     rows = [r["metrics"]["mrr@10"]["mean"] for r in results["rows"] if r["system"] == "bm25" and r["subset"] == "all"]
