@@ -5,6 +5,7 @@ A model is a folder (exported, of a run, sentence-transformers), a Hub id, `pack
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def robust_command(
     import tempfile
 
     from data_prep.evaluation_sets import find_sets
-    from data_prep.files import disk_errors, read_json, write_atomically
+    from data_prep.files import read_json, write_atomically
     from eval.robustness.measure import measure
     from eval.robustness.table import robustness_lines
     from launch.display import TerminalProgress
@@ -52,10 +53,7 @@ def robust_command(
     systems = [system_of(model) for model in models]
     folders = find_sets(sets)
     if out is not None:
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out}", "is a file", "give a folder")
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+        _make(out)
     progress = TerminalProgress()
     with tempfile.TemporaryDirectory(prefix="rumpun-robust-") as scratch:
         place = out or Path(scratch)
@@ -68,6 +66,18 @@ def robust_command(
 
         write_atomically(out / "robustness.html", page(results, title="Robustness").encode())
         typer.echo(f"\nwritten: {out / 'robustness.json'}, {out / 'robustness.html'}")
+
+
+def _make(out: Path) -> None:
+    """Make the folder before minutes are spent on what goes into it."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}", "is a file", "give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}", f"cannot be made ({error.strerror})", "choose a folder of yours") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"--out {out}", "may not be written to", "choose a folder of yours")
 
 
 def config_of(kinds: str | None, strengths: str | None, queries: int) -> RobustnessConfig:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from data_prep.evaluation_sets import EvaluationSet
 from eval.metrics import generator
+from eval.relevance import judge
 from eval.robustness.kinds import KINDS
 
 Cell = tuple[str, float]
@@ -33,20 +34,20 @@ class Drawn:
 
 
 def draw(task: EvaluationSet, *, count: int, seed: int) -> Drawn:
-    """At most `count` of the queries that the set judges (its subset `all`), drawn by the seed and the set's name."""
-    judged = task.relevant["all"]
-    rows = [row for row, query in enumerate(task.query_ids) if query in judged]
+    """At most `count` of the queries that the set judges, drawn by the seed and the set's name."""
+    judged = judge(task)
+    rows, relevant = judged.rows["all"], judged.relevant["all"]
+    chosen = list(range(len(rows)))
     if len(rows) > count:
-        chosen = generator(seed, "robustness", "queries", task.name).choice(len(rows), size=count, replace=False)
-        rows = [rows[i] for i in sorted(chosen.tolist())]
-    place = {document: index for index, document in enumerate(task.document_ids)}
+        drawn = generator(seed, "robustness", "queries", task.name).choice(len(rows), size=count, replace=False)
+        chosen = sorted(drawn.tolist())
     return Drawn(
         task.name,
         task.document_ids,
         task.documents,
-        [task.query_ids[row] for row in rows],
-        [task.queries[row] for row in rows],
-        [{place[d] for d in judged[task.query_ids[row]]} for row in rows],
+        [task.query_ids[rows[i]] for i in chosen],
+        [task.queries[rows[i]] for i in chosen],
+        [relevant[i] for i in chosen],
     )
 
 

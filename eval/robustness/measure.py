@@ -69,7 +69,8 @@ def measure(
 
     Args:
         config: the [eval.robustness] table.
-        sets: folders of evaluation sets, names (last parts) unique.
+        sets: folders of evaluation sets, names (last parts) unique; files of sentence pairs among them rank nothing
+            and are passed over.
         systems: loaded and freed one after the other; `config.systems` may name some of them.
         out: an existing folder.
         seed: of the drawn queries, the damage and the bootstrap.
@@ -82,6 +83,7 @@ def measure(
         UserError: no set or system, names that clash or are not there, a broken set, embeddings that are not finite.
     """
     chosen = _chosen(systems, config.systems)
+    sets = [path for path in sets if not path.is_file()]
     _unique("evaluation sets", [path.name for path in sets])
     drawn = [draw(load_set(path), count=config.queries_per_set, seed=seed) for path in sets]
     cells = [(kind, strength) for kind in config.kinds if kind in KINDS for strength in config.strengths]

@@ -65,6 +65,7 @@ def test_it_prints_a_table_and_writes_the_numbers_and_a_page(sets: Path, tmp_pat
         (["./no-such-model", "--sets", "SETS"], "no such folder"),
         (["package:no_such_package", "--sets", "SETS"], "no_such_package"),
         (["bm25", "--sets", "SETS", "--out", "FILE"], "is a file"),
+        (["bm25", "--sets", "SETS", "--out", "BELOW"], "cannot be made"),
         (["bm25", "--sets", "SETS", "SET"], "put quotes around the pattern"),
     ],
 )
@@ -73,7 +74,13 @@ def test_a_mistake_is_one_line_that_says_value_rule_and_fix(
 ) -> None:
     (tmp_path / "file").write_text("")
     words = [
-        {"SETS": f"{sets}/*", "SET": f"{sets}/alpha", "FILE": str(tmp_path / "file")}.get(word, word) for word in words
+        {
+            "SETS": f"{sets}/*",
+            "SET": f"{sets}/alpha",
+            "FILE": str(tmp_path / "file"),
+            "BELOW": str(tmp_path / "file" / "out"),
+        }.get(word, word)
+        for word in words
     ]
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, UserError), done.output
