@@ -1,9 +1,10 @@
 """For whom a system works: the metrics by language of the query, by length, and by source.
 
-Groups are taken over all sets together, and every query counts once (a mean over sets would let a set with two
-Indonesian queries weigh as much as one with three hundred). A query's language is what its line in queries.jsonl says,
-else what its set.json says, else what `data_prep.corpus.language` tags it as; its source is what its line or its
-set.json says, and no group where neither does.
+Groups are taken over all sets together, of the queries that `all` judges, and every query counts once (a mean over sets
+would let a set with two Indonesian queries weigh as much as one with three hundred). A query's language is what its
+line in queries.jsonl says, else what its set.json says, else what `data_prep.corpus.language` tags it as, and Thai
+(which has no tag there) where most letters are; its source is what its line or its set.json says, and no group where
+neither does.
 
 Lengths are in words: what stands between white space; a Chinese character or kana is one word, and of the scripts that
 are written without spaces and without ideographs (Thai, Lao, Khmer, Burmese) five characters are one.
@@ -30,6 +31,7 @@ QUERY_WORDS = (5, 10, 20, 50)
 PASSAGE_WORDS = (25, 100, 250)
 """Where the next bucket begins: under 5 words, 5 to 9, …"""
 _IDEOGRAPHS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+_THAI = re.compile("[\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46]")  # letters, without marks
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")
 _UNSPACED_CHARACTERS = 5
 
@@ -55,13 +57,24 @@ def buckets(bounds: Sequence[int]) -> list[str]:
     return [bucket(words, bounds) for words in (0, *bounds)]
 
 
+def language_of(text: str, given: str | None) -> str:
+    """The language of a text: the one given, in the project's short form where it has one (`zsm_Latn` is `ms`), or the
+    one that is detected; `und` where none is."""
+    from data_prep.corpus.language import normal_label, tag
+
+    if given is not None:
+        named = normal_label(given)
+        return given.strip() if named == "und" else named
+    found = tag(text)
+    letters = sum(character.isalpha() for character in text)
+    return "th" if found == "und" and 2 * len(_THAI.findall(text)) > letters > 0 else found
+
+
 def labels(judged: Judged) -> dict[By, list[str | None]]:
     """The groups of every query of a set, aligned with `judged.task.queries`; None for no group.
 
     A query that only a subset judges has no relevant document of its own here, and so no `passage_length`.
     """
-    from data_prep.corpus.language import tag
-
     task = judged.task
     told = task.languages or [None] * len(task.queries)
     answers: dict[int, str | None] = {
@@ -69,7 +82,7 @@ def labels(judged: Judged) -> dict[By, list[str | None]]:
         for row, found in zip(judged.rows["all"], judged.relevant["all"], strict=True)
     }
     return {
-        "language": [given or tag(query) for given, query in zip(told, task.queries, strict=True)],
+        "language": [language_of(query, given) for given, query in zip(told, task.queries, strict=True)],
         "length": [bucket(word_count(query), QUERY_WORDS) for query in task.queries],
         "passage_length": [answers.get(row) for row in range(len(task.queries))],
         "source": list(task.sources or [None] * len(task.queries)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval import breakdown
-from eval.breakdown import PASSAGE_WORDS, QUERY_WORDS, bucket, buckets, group_rows, labels, word_count
+from eval.breakdown import PASSAGE_WORDS, QUERY_WORDS, bucket, buckets, group_rows, labels, language_of, word_count
 from eval.relevance import judge
 from tests.eval.test_relevance import TASK
 
@@ -41,10 +41,25 @@ def test_what_the_set_says_goes_before_what_is_detected() -> None:
     queries = ["Berapakah harga minyak masak di pasar sekarang", "How much does cooking oil cost today", "x"]
     task = dataclasses.replace(TASK, queries=queries, languages=[None, "en-MY", None], sources=["forum", None, None])
     found = labels(judge(task))
-    assert found["language"][:2] == ["ms", "en-MY"]
+    assert found["language"][:2] == ["ms", "en"]
     assert found["source"] == ["forum", None, None]
     assert found["length"] == ["5-9 words", "5-9 words", "0-4 words"]
     assert found["passage_length"] == ["25-99 words", "0-24 words", "25-99 words"]
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "language"),
+    [
+        ("ราคาน้ำมันวันนี้เท่าไหร่", None, "th"),
+        ("ராசி பலன் இன்று", None, "ta"),
+        ("?!", None, "und"),
+        ("ສະບາຍດີ", None, "und"),
+        ("Berapakah harga minyak masak sekarang", "zsm_Latn", "ms"),
+        ("Berapakah harga minyak masak sekarang", " iba ", "iba"),
+    ],
+)
+def test_languages_are_given_or_detected(text: str, given: str | None, language: str) -> None:
+    assert language_of(text, given) == language
 
 
 def test_groups_pool_the_queries_of_all_sets() -> None:
