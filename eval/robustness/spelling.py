@@ -14,21 +14,19 @@ if TYPE_CHECKING:
 # Standard (or spoken) word → how it is typed. Kept apart from data_prep/synth/colloquial.py on purpose: training
 # questions are written with that table, and a test with the same one would only ask what was taught.
 _WRITTEN = """
-ada=ade adalah=adlh akan=akn aku=ak anak=ank anda=nda apa=ape apabila=bila awak=awk bagaimana=mcm mne baik=baek
-baru=bru bayar=byr beberapa=bbrp belajar=bljr belum=blm benda=bnde berapa=brape bercakap=ckp besar=bsr betul=btol
-biasa=bese bila=ble boleh=leh buat=bt bukan=bkn cakap=ckp cantik=cntk cepat=cpt cuba=cube cuma=cume
-daripada=drpd dapat=dpt dalam=dlm dan=n dari=dr datang=dtg dekat=dkt dengan=dgn dia=die diri=dri duit=dwet dulu=dlu
-esok=esk gambar=gmbr hari=ari harga=hrga hendak=nk hidup=hdp ialah=ialh ingat=igt ini=ni itu=tu
-jadi=jd jalan=jln jangan=jgn juga=gak jumpa=jmpe kadang=kdg kalau=klau kali=kli kami=kmi kamu=kmu kau=ko
-kata=kate kawan=kwn keluar=kuar keluarga=family kemudian=pastu kenapa=npe kepada=kpd kerja=krje kerana=kerna
-kereta=kete kita=kite lagi=lg lain=laen lama=lame lambat=lmbt lebih=lbh lepas=lps macam=mcm makan=mkn
+ada=ade adalah=adlh akan=akn aku=ak anak=ank apa=ape apabila=bila awak=awk bagaimana=mcm mne baik=baek baru=bru
+bayar=byr beberapa=bbrp belajar=bljr belum=blm benda=bnde berapa=brape bercakap=ckp besar=bsr betul=btol biasa=bese
+bila=ble boleh=blh buat=wat bukan=bkn cakap=ckp cantik=cntk cepat=cpt cuba=cube cuma=cume daripada=drpd dapat=dpt
+dalam=dlm dan=n dari=dr datang=dtg dekat=dkt dengan=dgn dia=die diri=dri dulu=dlu esok=esk gambar=gmbr hari=ari
+harga=hrga hendak=nk ingat=igt ini=ni itu=tu jadi=jd jalan=jln jangan=jgn juga=gak jumpa=jmpe kadang=kdg kalau=klau
+kali=kli kami=kmi kamu=kmu kau=ko kata=kate kawan=kwn keluar=kuar kemudian=pastu kenapa=npe kepada=kpd kerja=krje
+kerana=kerna kereta=kete kita=kite lagi=lg lain=laen lama=lame lambat=lmbt lebih=lbh lepas=lps macam=mcm makan=mkn
 malam=mlm mana=mne masa=mase masalah=msalah masih=msh masuk=msk mereka=dorang minta=mntk minum=mnm mudah=mudh
 mungkin=mgkn nanti=nt orang=org pada=pd pagi=pg pakai=pkai paling=plg pasal=psl pergi=g perlu=prlu pernah=pnh
-petang=ptg pula=plk rasa=rse rumah=rmh sahaja=je saja=je sakit=skt sama=sme sampai=smpi sangat=sgt saya=sy
-sebab=sbb sebelum=sblm sekali=skali sekarang=skrg sekolah=skolah selalu=slalu semua=sume senang=sng seperti=spt
-siapa=sape sikit=skt suami=laki suka=ske sudah=dh supaya=spy tahu=tau tahun=thn tak=x telah=tlh tempat=tmpt
-tengok=tgk terima=trima tetapi=tp tetap=ttp tiada=tade tidak=x tidur=tdo tinggal=tgl tolong=tlg untuk=utk
-waktu=wktu yang=yg
+petang=ptg pula=plak rasa=rse rumah=rmh sahaja=je saja=je sakit=skt sama=sme sampai=smpi sangat=sgt saya=sy sebab=sbb
+sebelum=sblm sekali=skali sekarang=skrg sekolah=skolah selalu=slalu semua=sume senang=sng seperti=spt siapa=sape
+sikit=skt suka=ske sudah=dh supaya=spy tahu=tau tahun=thn tak=x telah=tlh tempat=tmpt tengok=tgk terima=trima
+tetapi=tp tetap=ttp tiada=tade tidak=x tidur=tdo tinggal=tgl tolong=tlg untuk=utk waktu=wktu yang=yg
 """
 _PHRASES = {
     "macam mana": "mcm mne", "di mana": "kt mne", "terima kasih": "tq", "tidak ada": "xde", "tak ada": "xde",
