@@ -57,6 +57,7 @@ def export_checkpoint_command(
     shard_gb: Annotated[
         float, typer.Option("--shard-gb", metavar="GB", help="most 10^9 bytes in one file of weights")
     ] = 50.0,
+    onnx: Annotated[bool, typer.Option("--onnx", help="also write onnx/model.onnx")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace an earlier export in DIR")] = False,
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="where run folders are")] = Path("runs"),
 ) -> None:
@@ -72,7 +73,7 @@ def export_checkpoint_command(
     place = checkpoint_of(folder, phase.value, step)
     base, encoder, matryoshka = _origin(folder, phase.value)
     parameters = sum(math.prod(shape) for shape in _manifest(place)["parameters"].values())
-    config = ExportConfig(dtype=dtype.value, shard_gb=shard_gb)
+    config = ExportConfig(dtype=dtype.value, shard_gb=shard_gb, onnx=onnx)
     needed = _bytes_needed(parameters, dtype.value)
     with _beside(out, force=force, needed=needed) as building, _still_there(place):
         counts = export_checkpoint(

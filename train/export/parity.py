@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from train.encoder import load_encoder
+from train.export.onnx_file import PLACE
 from train.export.weights import Dtype
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ PROBES = (
 """Fixed texts: several scripts, hardly any text, and one that is longer than most models take."""
 
 MIN_COSINE: dict[Dtype, float] = {"bf16": 0.999, "fp16": 0.9999}
-"""Least cosine with the fp32 vectors that half precision must reach. Rounding to bf16 (8 bits) moves a vector of a few
-layers by some 1e-4 of cosine at most, to fp16 (11 bits) by some 1e-6; a wrong mask or pooling by far more."""
+"""Least cosine with the fp32 vectors that half precision must reach. Measured with MiniLM (6 layers) on `PROBES`:
+0.99990 in bf16 (8 bits) and 0.999998 in fp16 (11 bits); the limits leave a deeper model ten times as much room, and
+more, of 1 - cosine."""
 
 Encode = Callable[[Sequence[str], str], "NDArray[np.float32]"]
 """(texts, `query` or `document`) → unit vectors."""
@@ -57,7 +59,9 @@ def parity(model: Path, exported: Path, texts: Sequence[str]) -> dict[str, Any]:
         "document": ours.embed(texts, role="passage"),
     }
     against: dict[str, dict[str, float]] = {}
-    for name, make in (("sentence-transformers", _sentence_transformers), ("transformers", _transformers)):
+    ways = {"sentence-transformers": _sentence_transformers, "transformers": _transformers}
+    ways |= {"onnx": _onnx} if (exported / PLACE).is_file() else {}
+    for name, make in ways.items():
         against[name] = _compare(make(exported), texts, reference)
     return {
         "max_abs_difference": max(found["max_abs_difference"] for found in against.values()),
@@ -119,4 +123,12 @@ def _transformers(folder: Path) -> Encode:
     from train.export.plain import plain_model, plain_vectors
 
     forward = plain_model(folder)
+    return lambda texts, role: plain_vectors(folder, forward, texts, role=role)  # type: ignore[arg-type]
+
+
+def _onnx(folder: Path) -> Encode:
+    from train.export.onnx_file import onnx_model
+    from train.export.plain import plain_vectors
+
+    forward = onnx_model(folder)
     return lambda texts, role: plain_vectors(folder, forward, texts, role=role)  # type: ignore[arg-type]

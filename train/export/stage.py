@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from data_prep.config import Section
+from data_prep.errors import UserError
 from data_prep.files import write_json
 from train.encoder import EncoderConfig
 from train.export.from_checkpoint import checkpoint_to_model
 from train.export.language_model import LOG_PROBABILITY_TOLERANCE, language_parity
 from train.export.layout import write_folder
+from train.export.onnx_file import check_onnx_installed, write_onnx
 from train.export.parity import MIN_COSINE, PROBES, check, parity
 from train.export.weights import Dtype
 
@@ -31,6 +33,9 @@ class ExportConfig(Section):
     shard_gb: Annotated[float, Field(gt=0)] = 50.0
     """Most 10⁹ bytes in one file of weights, above which there are several; 50 is the Hub's limit and transformers'
     default. Memory does not depend on it."""
+    onnx: bool = False
+    """Also write `onnx/model.onnx`, in fp32, for ONNX Runtime and sentence-transformers' `backend="onnx"`. Needs
+    pip install 'rumpun[onnx]'."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-5
     """Largest difference of any component of any probe embedding (fp32) that still counts as equal."""
     min_cosine: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -54,8 +59,12 @@ def export_model(
         model: as finetuning wrote it. texts: probes, besides the fixed ones. out: an empty folder.
         matryoshka: shorter prefixes that were trained too (`finetune.matryoshka`).
     """
+    if config.onnx:
+        check_onnx_installed()
     with progress.work("prepare"):
         write_folder(model, out / "model", dtype=config.dtype, shard_gb=config.shard_gb, matryoshka=matryoshka)
+        if config.onnx:
+            write_onnx(out / "model")
     probes = [*PROBES, *texts[: config.probe_texts]]
     with progress.work("encode"):
         found = parity(model, out / "model", probes)
@@ -100,6 +109,8 @@ def export_checkpoint(
         UserError: the checkpoint is damaged or of another model, a value does not fit, the disk refuses, or the
             reloaded model differs.
     """
+    if config.onnx and encoder is None:
+        raise UserError("export.onnx = true", "is for embedding models, and this is a language model", "leave it out")
     trained = out / ".trained"
     trained.mkdir(parents=True)
     with progress.work("prepare"):
