@@ -75,6 +75,8 @@ def push_command(
     from train.hub.push import check_names, push
 
     check_names(repo, revision)
+    if write_card is not None and (write_card.is_dir() or not write_card.absolute().parent.is_dir()):
+        raise UserError(f"--write-card {write_card}", "is no file in a folder that is there", "make its folder first")
     token = find_token()
     if yes and token is None:
         raise UserError(f"pushing to {repo}", "there is no token", "hf auth login, or set HF_TOKEN (with write)")

@@ -153,6 +153,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
         ("must be ORG/NAME", (run, "demo")),
         ("is no name for a tag", (run, REPO, "--revision", "main")),
         ("is no run folder", (run, REPO, "--run", tmp_path)),
+        ("is no file in a folder", (run, REPO, "--write-card", tmp_path / "none" / "card.md")),
         ("must be SOURCE=LICENCE", (run, REPO, "--data-licence", "mit")),
     ]
     for line, words in mistakes:

@@ -100,7 +100,8 @@ def _head(facts: CardFacts, name: str, base: BaseLicence) -> list[str]:
     shape = facts.shape
     prompts = [f"query {text(shape.query_prompt)}", f"passage {text(shape.passage_prompt)}"]
     stated = ", ".join(prompts) if shape.query_prompt or shape.passage_prompt else "none"
-    matryoshka = facts.config("finetune", "finetune").get("matryoshka")
+    prefixes = shape.prefixes or facts.config("finetune", "finetune").get("matryoshka")
+    shorter = (", ".join(map(number, prefixes)) or "none") if isinstance(prefixes, list) else MISSING
     origin = "made from a seed, trained from nothing" if base.made else text(base.base)
     cut = facts.counts("truncate")
     if cut.get("base_layers") and cut.get("layers"):
@@ -109,10 +110,7 @@ def _head(facts: CardFacts, name: str, base: BaseLicence) -> list[str]:
         ("base", origin),
         ("parameters", number(mapping(facts.phases.get("finetune")).get("parameters"))),
         ("dimension of the vectors", number(shape.dimension)),
-        (
-            "shorter prefixes that were trained too",
-            ", ".join(map(number, matryoshka)) if isinstance(matryoshka, list) and matryoshka else "none",
-        ),
+        ("shorter prefixes that were trained too", shorter),
         ("longest text", f"{number(shape.max_tokens)} tokens"),
         ("pooling", text(shape.pooling) + (", normalised" if shape.normalised else "")),
         ("attention", "bidirectional" if shape.bidirectional else "as the architecture has it"),
@@ -127,8 +125,8 @@ def _head(facts: CardFacts, name: str, base: BaseLicence) -> list[str]:
         "",
         *table(("", ""), truth),
         "",
-        "The lineage is one SHA-256 over the content of every stage behind these weights: equal data, settings and "
-        "code give it again.",
+        "The lineage is one SHA-256 over the content of every stage behind these weights: models with the same one "
+        "have the same data, settings and weights behind them.",
     ]
 
 
@@ -252,18 +250,23 @@ def _parity(facts: CardFacts) -> list[str]:
     difference = parity.get("max_abs_difference")
     if not isinstance(difference, (int, float)):
         return [*lines, f"Comparison with the training model: {MISSING}."]
+    half = parity.get("dtype") in ("bf16", "fp16")
     lines.append(
         f"The largest difference of any component of any vector of {number(parity.get('texts'))} texts from the "
-        f"training model is {difference:.1e}; {text(parity.get('tolerance'))} was allowed."
+        f"training model (fp32) is {difference:.1e}"
+        + ("." if half else f"; {text(parity.get('tolerance'))} was allowed.")
+        + (f" The weights are {parity['dtype']}." if half else "")
     )
     against = mapping(parity.get("against"))
     if against:
+        least = parity.get("min_cosine")
+        asked = "smallest cosine" + (f" (at least {text(least)} asked)" if least is not None else "")
         rows = []
         for name, told in against.items():
             told = mapping(told)
             worst, cosine = told.get("max_abs_difference"), told.get("min_cosine")
             rows.append((text(name), f"{worst:.1e}" if isinstance(worst, (int, float)) else MISSING, number(cosine, 7)))
-        lines += ["", *table(("loaded with", "largest difference", "smallest cosine"), rows)]
+        lines += ["", *table(("loaded with", "largest difference", asked), rows)]
     return lines
 
 

@@ -21,7 +21,8 @@ NO_LANGUAGE = {"xx", "und", "mul", "mix"}
 @dataclass(frozen=True)
 class ModelShape:
     """What the folder itself says: dimension of the vectors, layers, longest text in tokens, pooling, prompts, the
-    folder of a projection after the pooling, whether vectors are normalised, whether attention looks both ways."""
+    folder of a projection after the pooling, whether vectors are normalised, whether attention looks both ways,
+    shorter prefixes of the vector that were trained too."""
 
     dimension: int | None
     layers: int | None
@@ -34,6 +35,7 @@ class ModelShape:
     query_prompt: str
     passage_prompt: str
     bidirectional: bool
+    prefixes: list[int]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def read_shape(model: Path) -> ModelShape:
     """The folder's own files, in any spelling that sentence-transformers has used."""
     config, st = _read(model / "config.json"), _read(model / "config_sentence_transformers.json")
     limits, prompts = _read(model / "sentence_bert_config.json"), mapping(st.get("prompts"))
+    prefixes = st.get("matryoshka_dims")
     modules = _list(model / "modules.json")
     kinds = {str(m.get("type", "")).rsplit(".", 1)[-1]: str(m.get("path", "")) for m in modules}
     pooling = _read(model / kinds["Pooling"] / "config.json") if kinds.get("Pooling") else {}
@@ -112,6 +115,7 @@ def read_shape(model: Path) -> ModelShape:
         query_prompt=str(prompts.get("query") or ""),
         passage_prompt=str(prompts.get("document") or prompts.get("passage") or ""),
         bidirectional=config.get("is_causal") is False,
+        prefixes=[n for n in prefixes if whole(n)] if isinstance(prefixes, list) else [],
     )
 
 

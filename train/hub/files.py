@@ -70,7 +70,7 @@ def list_files(model: Path, *, secret: str | None = None) -> Listing:
     if not (model / "modules.json").is_file() and not (model / "config.json").is_file():
         raise UserError(
             str(model),
-            "holds no model (no modules.json, no config.json)",
+            "holds no embedding model (no modules.json)",
             "give a run folder or runs/NAME/export/model",
         )
     files, refused = [], []
@@ -80,6 +80,8 @@ def list_files(model: Path, *, secret: str | None = None) -> Listing:
             files.append(read_file(model / name, name))
         else:
             refused.append((name, reason))
+    if any("leads out" in reason for _, reason in refused) and not any(f.name.endswith(".safetensors") for f in files):
+        raise UserError(str(model), "its files are links that lead out of it", "give a copy: cp -rL FOLDER COPY")
     _check_whole(model, {file.name for file in files})
     for file in files:
         _check_secrets(file, secret)
@@ -89,7 +91,13 @@ def list_files(model: Path, *, secret: str | None = None) -> Listing:
 def _walk(folder: Path) -> list[str]:
     """Every entry below the folder that is no plain folder, as paths with slashes; links are not followed."""
     found = []
-    for place, folders, names in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(
+            str(error.filename), f"cannot be read ({error.strerror})", "check its permissions; nothing was published"
+        ) from error
+
+    for place, folders, names in os.walk(folder, onerror=unreadable):
         at = Path(place)
         links = [name for name in folders if (at / name).is_symlink()]
         hidden = [name for name in folders if name.startswith(".") and name not in links]
@@ -104,6 +112,8 @@ def refusal(model: Path, name: str) -> str | None:
     path, place = model / name, PurePosixPath(name)
     if any(part.startswith(".") for part in place.parts):
         return "hidden"
+    if not name.isprintable():
+        return "a name that cannot be shown"
     if path.is_symlink():
         try:
             target = path.resolve(strict=True)
@@ -212,10 +222,8 @@ def parity_trouble(model: Path, files: list[ModelFile]) -> str | None:
     proof = read_parity(model)
     if proof is None:
         return "no parity.json lies beside it: nobody compared it with the trained model"
-    difference, tolerance = proof.get("max_abs_difference"), proof.get("tolerance")
-    numbers = isinstance(difference, (int, float)) and isinstance(tolerance, (int, float))
-    if not numbers or not difference < tolerance:  # type: ignore[operator]
-        return f"its parity.json tells of a difference of {difference}, allowed is {tolerance}"
+    if trouble := _differs(proof):
+        return trouble
     record = model.parent / "stage.json"
     if record.is_file() and isinstance(written := read_json(record), dict):
         known = written["files"] if isinstance(written.get("files"), dict) else {}
@@ -224,3 +232,24 @@ def parity_trouble(model: Path, files: list[ModelFile]) -> str | None:
             if isinstance(entry, dict) and entry.get("sha256") != file.sha256:
                 return f"{file.name} was changed after the export"
     return None
+
+
+def _differs(proof: dict[str, Any]) -> str | None:
+    """What a parity.json says against the folder: differences in fp32, cosines where half precision was written."""
+    difference, tolerance, least = (proof.get(key) for key in ("max_abs_difference", "tolerance", "min_cosine"))
+    half = proof.get("dtype") in ("bf16", "fp16")
+    if not half and not _ordered(difference, tolerance, equal=False):
+        return f"its parity.json tells of a difference of {difference}, allowed is {tolerance}"
+    ways = proof.get("against")
+    against = ways if isinstance(ways, dict) else {}
+    for way, told in against.items() if least is not None or half else []:
+        cosine = told.get("min_cosine") if isinstance(told, dict) else None
+        if not _ordered(least, cosine, equal=True):
+            return f"its parity.json tells of a cosine of {cosine} in {way}, at least {least} is asked"
+    return "its parity.json compares nothing" if half and not against else None
+
+
+def _ordered(low: Any, high: Any, *, equal: bool) -> bool:
+    """Whether both are numbers and in this order; NaN never is."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (low, high))
+    return numbers and bool(low <= high if equal else low < high)

@@ -211,7 +211,7 @@ def _create(hub: Hub, api: HfApi, repo: str, *, private: bool) -> None:
     try:
         hub.ask(
             f"creating {repo}",
-            lambda: api.create_repo(repo, private=private),
+            lambda: api.create_repo(repo, private=True if private else None),  # else as the organisation has it
             expected=lambda answer: answer.status == 409 and not answer.passing,
         )
     except Answered:

@@ -39,7 +39,7 @@ def with_transformers(name: str, shape: ModelShape) -> str | None:
     name_, project, load = json.dumps(name), "", ""
     if shape.projection:
         file = json.dumps(f"{shape.projection}/model.safetensors")
-        load = f'dense = load_file(cached_file({name_}, {file}))["linear.weight"]\n'
+        load = f'dense = load_file(cached_file({name_}, {file}))["linear.weight"].float()\n'
         project = "\n    vectors = vectors @ dense.T"
     imports = "from safetensors.torch import load_file\n" if shape.projection else ""
     names = "AutoModel, AutoTokenizer"
@@ -54,7 +54,7 @@ model = AutoModel.from_pretrained({name_}).eval()
 
 def embed(texts, prompt):
     tokens = tokenizer([prompt + t for t in texts], padding=True, truncation=True{cut}, return_tensors="pt")
-    states = model(**tokens).last_hidden_state
+    states = model(**tokens).last_hidden_state.float()
     mask = tokens.attention_mask.unsqueeze(-1)
     {_POOLING[shape.pooling]}{project}
     return {back}

@@ -192,11 +192,13 @@ class FakeHub:
             tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repo.tags.items()]
             return answer(200, {"branches": branches, "converts": [], "tags": tags})
         if what in ("tree", "revision"):
-            tree = self.tree(repo, rest)
+            revision, _, below = rest.partition("/")
+            tree = self.tree(repo, revision)
             if tree is None:
-                return refusal(404, f"Invalid rev id: {rest}", "RevisionNotFound")
+                return refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
             if what == "tree":
-                return answer(200, [self.entry(path, oid) for path, oid in tree.items()])
+                found = [self.entry(path, oid) for path, oid in tree.items() if path.startswith(below)]
+                return answer(200, found) if found else refusal(404, "no such folder", "EntryNotFound")
             commit = next(c for c, files in repo.commits if files is tree)
             siblings = [{"rfilename": path} for path in tree]
             return answer(200, {"id": name, "sha": commit, "siblings": siblings, "tags": [], "private": repo.private})

@@ -121,7 +121,7 @@ def test_hostile_names_stay_names(run: Path) -> None:
     write_json(run / "corpus" / "report.json", report)
     results = json.loads((run / "eval" / "results.json").read_text().replace('"news"', json.dumps(evil)))
     write_json(run / "eval" / "results.json", results)
-    (run / "recipe.toml").write_text('name = "```\\n# out"\npath = "/home/somebody/data/corpora/x.jsonl"\n')
+    (run / "recipe.toml").write_text('name = "```\\n# out"\npath = "/mnt/somebody/data/corpora/x.jsonl"\n')
     told = card(run)
     body = told.split("---\n", 2)[2]
     assert "<script>" not in body
@@ -129,7 +129,7 @@ def test_hostile_names_stay_names(run: Path) -> None:
     assert front(told)["license"] == "mit"
     assert "\n# Heading" not in told
     assert not re.search(r"(?<!\\)\]\(javascript", body)
-    assert "/home/somebody" not in told
+    assert "/mnt/somebody" not in told
     assert "````toml" in told
     row = next(row for row in body.splitlines() if row.startswith("| x") and "not recorded" in row)
     assert len(re.findall(r"(?<!\\)\|", row)) == 4, "a name does not open a cell"
@@ -161,18 +161,3 @@ def test_licences_of_base_and_data_are_named(tmp_path: Path) -> None:
     assert (front(other)["license"], front(other)["license_name"]) == ("other", "own-1.0")
     built = card(run, licence="llama3", base=BaseLicence("a/b", False, "llama3", "its card"))
     assert "**Built with Meta Llama 3**" in built
-
-
-@pytest.mark.slow
-def test_the_code_of_the_card_runs_and_agrees(tiny_run: Path) -> None:
-    model = tiny_run / "export" / "model"
-    told = make_card(model, tiny_run, name=str(model), licence=None)
-    blocks = re.findall(r"```python\n(.*?)```", section(told, "Use"), re.DOTALL)
-    assert len(blocks) == 2
-    vectors = []
-    for block in blocks:
-        scope: dict[str, Any] = {}
-        exec(block.replace("print(", "shown = ("), scope)
-        vectors.append((scope["queries"], scope["passages"]))
-    for ours, plain in zip(*vectors, strict=True):
-        assert abs(ours - plain.numpy()).max() < 1e-5

@@ -48,12 +48,13 @@ def test_only_kinds_that_nobody_must_trust_go_up(model: Path) -> None:
         (model / name).write_bytes(b"x")
     (model / ".cache").mkdir()
     (model / ".cache" / "config.json").write_text("{}")
+    (model / "\x1b[31m.json").write_text("{}")
     for name in ("LICENSE", "USE_POLICY.md", "vocab.txt", "chat_template.jinja", "model.onnx"):
         (model / name).write_text("x")
     listing = list_files(model)
     added = {"LICENSE", "USE_POLICY.md", "vocab.txt", "chat_template.jinja", "model.onnx"}
     assert {file.name for file in listing.files} == whole | added
-    assert {name for name, _ in listing.refused} == {*stay, *states, ".env", "README.md", ".cache/"}
+    assert {name for name, _ in listing.refused} == {*stay, *states, "\x1b[31m.json", ".env", "README.md", ".cache/"}
 
 
 def test_links_that_lead_out_stay(model: Path, tmp_path: Path) -> None:
@@ -70,6 +71,14 @@ def test_links_that_lead_out_stay(model: Path, tmp_path: Path) -> None:
     assert set(why) == {"out.json", "up.json", "gone.json", "round.json", "dir", "pipe.json"}
     assert "leads out" in why["out.json"]
     assert "same.json" in {file.name for file in list_files(model).files}
+
+
+def test_a_snapshot_of_links_is_named_as_such(model: Path, tmp_path: Path) -> None:
+    for path in [p for p in model.iterdir() if p.is_file() and p.name != "modules.json"]:
+        path.rename(tmp_path / f"blob-{path.name}")
+        path.symlink_to(tmp_path / f"blob-{path.name}")
+    with pytest.raises(UserError, match="its files are links that lead out of it"):
+        list_files(model)
 
 
 def test_optimizer_state_in_safetensors_stays(model: Path) -> None:
@@ -111,7 +120,7 @@ def test_a_token_in_a_file_is_found(model: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match="holds no embedding model"):
         list_files(tmp_path)
 
 
@@ -124,6 +133,12 @@ def test_parity_counts_only_where_it_is_proven(run: Path) -> None:
     for bad in ({"max_abs_difference": 1e-3}, {"max_abs_difference": float("nan")}, {"tolerance": None}):
         proof.write_text(json.dumps(good | bad))
         assert "tells of a difference" in (parity_trouble(model, files) or "")
+    half = good | {"dtype": "bf16", "max_abs_difference": 3e-3, "min_cosine": 0.999}
+    for cosine, fine in ((0.9999, True), (0.99, False), (float("nan"), False), (None, False)):
+        proof.write_text(json.dumps(half | {"against": {"transformers": {"min_cosine": cosine}}}))
+        assert (parity_trouble(model, files) is None) is fine, cosine
+    proof.write_text(json.dumps(half))
+    assert "compares nothing" in (parity_trouble(model, files) or "")
     proof.unlink()
     assert "no parity.json" in (parity_trouble(model, files) or "")
     proof.write_text(json.dumps(good))

@@ -13,6 +13,7 @@ import pytest
 
 from data_prep.errors import UserError
 from tests.train.hub.fake_hub import TOKEN, FakeHub, answer, refusal
+from train.hub.card import make_card
 from train.hub.client import Hub
 from train.hub.files import ModelFile, list_files, text_file
 from train.hub.push import Pushed, check_names, compare, look, push
@@ -319,3 +320,38 @@ def test_requests_carry_the_token_in_the_header_alone(hub: FakeHub, client: Make
     go(client(), files)
     assert all(who in ("", f"Bearer {TOKEN}") for _, _, who in hub.requests)
     assert not [path for _, path, who in hub.requests if re.search("/upload/", path) and who]
+
+
+@pytest.mark.slow
+def test_the_code_of_a_published_card_loads_the_published_model(
+    hub: FakeHub, client: Make, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Both snippets as they stand in the card, in a fresh process with nothing but the hub; against the local folder."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    from sentence_transformers import SentenceTransformer
+
+    model = tiny_run / "export" / "model"
+    card = text_file("README.md", make_card(model, tiny_run, name=REPO, licence=None))
+    go(client(), [*list_files(model).files, card], tag=None)
+    blocks = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)
+    assert len(blocks) == 2
+    show = "import json; print(json.dumps([queries.tolist(), passages.tolist()]))"
+    outside = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(f"{block}\n{show}" for block in blocks)],
+        cwd=tmp_path, env=os.environ | outside | {"HF_HUB_DISABLE_XET": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    shown = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[[")]
+    local = SentenceTransformer(str(model), device="cpu", local_files_only=True)
+    texts = re.findall(r'encode\(\["(.*?)"\], prompt_name="(\w+)"', blocks[0])
+    for place, (told, prompt) in enumerate(texts):
+        wanted = local.encode([told], prompt_name=prompt)
+        for vectors in shown:
+            assert abs(wanted - vectors[place]).max() < 1e-5
+    assert len(texts) == len(shown) == 2
+    assert hub.count("resolve/main/model.safetensors") >= 1
