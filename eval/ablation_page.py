@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.report.charts import FAINT, INK, KIND_COLOURS, WARN, canvas, to_svg
+from eval.report.charts import FAINT, INK, KIND_COLOURS, SURFACE, WARN, canvas, to_svg
 from eval.significance import SIGNIFICANT
 from eval.table import shown
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STYLE = Path(__file__).parent / "report" / "templates" / "report.css"
-_LABEL = 44
+_LABEL = 72
 
 
 def label(settings: Mapping[str, Any]) -> str:
@@ -98,19 +98,21 @@ def _spread(cell: Mapping[str, Any]) -> str:
 
 
 def forest(table: Mapping[str, Any], *, ident: str = "forest") -> str:
-    """The differences from the base as points with intervals, one row a cell, as an SVG element."""
+    """The differences from the base as points with intervals, one row a cell, as an SVG element.
+
+    What a cell changes stands above its line, so that long settings leave the whole width to the intervals.
+    """
     drawn = [cell for cell in table["cells"] if cell["difference"]]
-    with canvas(0.9 + 0.4 * max(1, len(drawn))) as figure:
+    with canvas(0.75 + 0.56 * max(1, len(drawn))) as figure:
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
         for row, cell in enumerate(drawn):
             _interval(axes, row, cell)
-        axes.set_yticks(range(len(drawn)), [_short(label(cell["settings"])) for cell in drawn])
-        axes.set_ylim(len(drawn) - 0.4, -0.6)
-        axes.set_xlabel(f"difference in {table['metric']} from the base")
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_yticks([])
+        axes.set_ylim(len(drawn) - 0.55, -0.75)
+        axes.set_xlabel(f"difference in {table['metric']} from the base (line at 0)")
         axes.tick_params(axis="x", length=0)
-        axes.margins(x=0.12)
+        axes.margins(x=0.14)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.spines["bottom"].set_visible(False)
@@ -120,29 +122,23 @@ def forest(table: Mapping[str, Any], *, ident: str = "forest") -> str:
 def _interval(axes: Axes, row: int, cell: Mapping[str, Any]) -> None:
     gain, word = cell["difference"], verdict(cell)
     colour = {"better": KIND_COLOURS["finetuned"], "worse": WARN}.get(word, FAINT)
-    filled = word in ("better", "worse")
     axes.plot([gain["low"], gain["high"]], [row, row], color=colour, linewidth=2.2, zorder=2)
     axes.plot(
         [gain["mean"]], [row], marker="o", markersize=7, color=colour, zorder=3, markeredgewidth=1.8,
-        markerfacecolor=colour if filled else "none",
+        markerfacecolor=colour if word in ("better", "worse") else SURFACE,
+    )  # fmt: skip
+    axes.text(
+        0, row - 0.42, _short(label(cell["settings"])), transform=axes.get_yaxis_transform(), color=INK, va="center",
+        fontsize=10.5, bbox={"facecolor": SURFACE, "edgecolor": "none", "pad": 1}, zorder=4,
     )  # fmt: skip
     axes.annotate(
-        f"{gain['mean']:+.3f}", (gain["mean"], row), xytext=(0, 7), textcoords="offset points", ha="center", color=INK,
-        fontsize=10,
+        f"{gain['mean']:+.3f}", (gain["high"], row), xytext=(6, 0), textcoords="offset points", va="center", color=INK,
+        fontsize=10.5, bbox={"facecolor": SURFACE, "edgecolor": "none", "pad": 0.5},
     )  # fmt: skip
 
 
 def _short(text: str) -> str:
-    """A label in lines that leave room for the plot."""
-    parts, lines = text.split(", "), [""]
-    for part in parts:
-        joined = f"{lines[-1]}, {part}" if lines[-1] else part
-        if len(joined) > _LABEL and lines[-1]:
-            lines[-1] += ","
-            lines.append(part)
-        else:
-            lines[-1] = joined
-    return "\n".join(line if len(line) <= _LABEL else line[: _LABEL - 1] + "…" for line in lines[:3])
+    return text if len(text) <= _LABEL else text[: _LABEL - 1] + "…"
 
 
 def page(table: Mapping[str, Any]) -> str:
@@ -152,10 +148,10 @@ def page(table: Mapping[str, Any]) -> str:
     body.append(f'<p class="built">Base: {_text(_base(table))}.</p>')
     if any(cell["difference"] for cell in table["cells"]):
         caption = "Filled: differs from the base beyond chance. Hollow: no difference shown. Lines: 95 % intervals."
-        body.append(
-            f'<div class="charts wide"><figure>{forest(table)}<figcaption>{caption}</figcaption></figure></div>'
-        )
-    body += [_html_table(table), *(f'<p class="note">{_text(line)}.</p>' for line in _legend(table))]
+        drawn = f"{forest(table)}<figcaption>{caption}</figcaption>"
+        body.append(f'<figure style="max-width:820px;margin-top:14px">{drawn}</figure>')
+    notes = " ".join(f"{_text(line[0].upper() + line[1:])}." for line in _legend(table))
+    body += [_html_table(table), f'<p class="note" style="margin-top:14px">{notes}</p>']
     style = _STYLE.read_text(encoding="utf-8")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -192,7 +188,8 @@ def _html_table(table: Mapping[str, Any]) -> str:
         if cell["reason"]:
             name += f'<br><span class="sub" style="white-space:normal">{_text(cell["reason"])}</span>'
         chosen = ' class="chosen"' if not cell["settings"] else ""
-        rows.append(f"<tr{chosen}><th>{name}</th>{''.join(f'<td>{word}</td>' for word in words)}</tr>")
+        columns = "".join(f"<td>{word}</td>" for word in words)
+        rows.append(f'<tr{chosen}><th style="white-space:normal">{name}</th>{columns}</tr>')
     heads = "".join(f"<th>{_text(word)}</th>" for word in header)
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 

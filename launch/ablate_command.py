@@ -15,6 +15,7 @@ from launch.options import Cluster, Data, Overrides, RecipeName, Runs
 
 if TYPE_CHECKING:
     from launch.ablation import Ablation
+    from launch.recipe import Recipe
 
 
 def ablate_command(
@@ -33,7 +34,9 @@ def ablate_command(
     seeds: Annotated[
         int, typer.Option("--seeds", metavar="N", min=1, max=20, help="runs of each cell, each with its own seed")
     ] = 1,
-    metric: Annotated[str, typer.Option("--metric", metavar="NAME", help="what the table compares")] = "recall@10",
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="what the table compares; unset: recall@10")
+    ] = None,
     overrides: Overrides = None,
     data: Data = None,
     runs: Runs = Path("runs"),
@@ -46,18 +49,23 @@ def ablate_command(
     list_axes: Annotated[bool, typer.Option("--list", help="the axes that have built-in values, and end")] = False,
 ) -> None:  # fmt: skip
     """Vary a recipe: every cell is a run of its own, shared stages are built once, and a table compares them."""
+    from data_prep.errors import UserError
     from launch.ablation import new_ablation
     from launch.cli import quiet_libraries
+    from launch.recipe import load_recipe
 
     quiet_libraries()
-    ablation = new_ablation(
-        recipe, axes or ([] if not list_axes else ["finetune.temperature=0.01,0.02"]), overrides=overrides or [],
-        data=data, runs=runs, grid=grid, seeds=seeds, metric=metric,
-    )  # fmt: skip
+    if wait and not (slurm or cluster):
+        raise UserError(
+            "--wait", "is for cells in a queue; here the command stays anyway", "leave it out, or add --slurm"
+        )
     if list_axes:
-        for line in axis_lines(ablation):
+        for line in axis_lines(load_recipe(recipe, overrides or [])[0]):
             typer.echo(line)
         return
+    ablation = new_ablation(
+        recipe, axes or [], overrides=overrides or [], data=data, runs=runs, grid=grid, seeds=seeds, metric=metric
+    )
     for note in ablation.notes:
         typer.echo(note)
     if dry_run:
@@ -93,7 +101,7 @@ def _carry_out(ablation: Ablation, name: str, *, on_cluster: bool, cluster: str 
     return failed[0].code if failed else 0
 
 
-def axis_lines(ablation: Ablation) -> list[str]:
+def axis_lines(recipe: Recipe) -> list[str]:
     """The known axes with the values that they have for this recipe."""
     from data_prep.errors import UserError
     from launch.ablation_axes import AXES, parse_axes
@@ -101,7 +109,7 @@ def axis_lines(ablation: Ablation) -> list[str]:
     lines = []
     for key, axis in AXES.items():
         try:
-            values = ", ".join(parse_axes([key], ablation.recipe)[0].values)
+            values = ", ".join(parse_axes([key], recipe)[0].values)
         except UserError as error:
             values = error.rule
         lines.append(f"{key:24} {axis.about}\n{'':24} {values}")

@@ -101,24 +101,25 @@ class Ablation:
 
 def new_ablation(
     name: str, axes: Sequence[str], *, overrides: Sequence[str], data: Path | None, runs: Path, grid: bool,
-    seeds: int, metric: str,
+    seeds: int, metric: str | None,
 ) -> Ablation:  # fmt: skip
     """Read a recipe, its axes and its cells; nothing is written.
 
     Args:
         name: of the recipe, or its file. axes: as in `parse_axes`. grid: every combination.
         seeds: how many runs of each cell; the first has the recipe's seed, each further one the next.
+        metric: what is compared; None: that of headlines.
 
     Raises:
         UserError: any mistake in the recipe, an axis, a value or the metric.
     """
-    from eval.metrics import all_metric_names
+    from eval.metrics import all_metric_names, lead_metric
     from launch.recipe import load_recipe
 
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}", "is not a folder", "give the folder that holds the data")
     recipe, source = load_recipe(name, overrides)
-    known = all_metric_names(recipe.eval.ks)
+    known, metric = all_metric_names(recipe.eval.ks), metric or lead_metric(recipe.eval.ks)
     if metric not in known:
         raise UserError(f"--metric {metric}", "is not measured by this recipe", f"use one of: {', '.join(known)}")
     if not recipe.eval.finetuned:
@@ -199,8 +200,12 @@ def run_here(ablation: Ablation) -> None:
     prepare_folder(ablation)
     results, progress = Results(ablation), CellProgress()
     with RunLock(ablation.folder):
+        for run in ablation.runs:
+            _look(run, ablation)
         try:
             for number, run in enumerate(ablation.runs, start=1):
+                if run.state == "done":
+                    continue
                 results.write(draw=False)
                 progress.note(f"cell {number} of {len(ablation.runs)}: {run.place.name}")
                 _attempt(run, ablation, progress)
@@ -208,6 +213,13 @@ def run_here(ablation: Ablation) -> None:
                     progress.note(f"cell {run.place.name} failed: {run.reason}")
         finally:
             results.write()
+
+
+def _look(run: CellRun, ablation: Ablation) -> None:
+    """Find a cell that is done; what cannot be told at a glance is looked at when its turn comes."""
+    with suppress(UserError):
+        if (run.place / LAST).exists() and not run.to_do(ablation.data):
+            run.state = "done"
 
 
 def _attempt(run: CellRun, ablation: Ablation, progress: TerminalProgress) -> None:

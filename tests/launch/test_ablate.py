@@ -368,6 +368,26 @@ def test_a_second_time_nothing_is_built_and_a_new_axis_builds_its_own_cells(benc
     assert bench.built == ["encoder.pooling-last/finetune", "encoder.pooling-last/eval"]
 
 
+def test_an_interrupt_leaves_the_figures_of_what_was_done(bench: Bench) -> None:
+    bench.ablate(*AXIS)
+    table = bench.table
+
+    def stop(name: str, plan: Plan) -> None:
+        raise KeyboardInterrupt
+
+    bench.before = stop
+    assert bench.ablate(*AXIS, "--axis", "encoder.pooling=last")[0] == 130
+    cells = bench.table["cells"]
+    assert cells[:3] == table["cells"] and [c["state"] for c in cells] == ["done", "done", "done", "pending"]
+
+
+def test_a_stage_that_was_damaged_fails_its_cell(bench: Bench) -> None:
+    bench.ablate(*AXIS)
+    (bench.folder / T10 / "finetune" / "strength").write_text("9.9999")
+    code, out = bench.ablate(*AXIS)
+    assert code == 2 and bench.states[T10] == "failed" and "damaged or changed by hand" in out
+
+
 def test_the_ordinary_run_of_the_recipe_gives_what_it_has(bench: Bench) -> None:
     from launch.display import TerminalProgress
     from launch.runner import Choice, walk
@@ -418,7 +438,8 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(bench: Bench, stage: 
 
     bench.before = stop
     assert bench.ablate(*AXIS)[0] == 130
-    assert bench.states[T10] == "pending" and not list(bench.folder.glob("*/.building"))
+    assert bench.states["base"] == ("pending" if stage == "corpus" else "done") and bench.states[T10] == "pending"
+    assert not list(bench.folder.glob("*/.building"))
     done = list(bench.built)
     assert bench.ablate(*AXIS)[0] == 0 and bench.table == whole
     twice = {name for name in bench.built if bench.built.count(name) > 1}
@@ -459,6 +480,12 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(bench: Bench) -> 
     assert out.count("  done\n") == 2
 
 
+def test_the_known_axes_are_listed_with_their_values_for_a_recipe(bench: Bench) -> None:
+    code, out = bench.ablate("--list")
+    assert code == 0 and all(key in out for key in AXES)
+    assert "0.02, 0.05, 0.1" in out and '{"mine" = 0.3}, {"synth" = 1.0}' in out and "1, 2, 3" in out
+
+
 def test_only_the_base_measures_what_is_not_compared(bench: Bench) -> None:
     bench.ablate("--axis", "finetune.temperature=0.1")
     of = {name: read_json(bench.folder / name / "eval" / RECORD)["config"]["eval"] for name in ("base", T10)}
@@ -473,6 +500,7 @@ def test_only_the_base_measures_what_is_not_compared(bench: Bench) -> None:
         (("--axis", "finetune.temperature=0.05"), "every value is what the recipe has"),
         ((*AXIS, "--metric", "recall@7"), "is not measured by this recipe"),
         ((*AXIS, "--data", "nowhere"), "is not a folder"),
+        ((*AXIS, "--wait"), "is for cells in a queue"),
         ((*AXIS, "--set", "eval.finetuned=false"), "nothing to compare"),
     ],
 )
