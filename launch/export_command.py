@@ -74,7 +74,7 @@ def export_checkpoint_command(
     base, encoder, matryoshka = _origin(folder, phase.value)
     parameters = sum(math.prod(shape) for shape in _manifest(place)["parameters"].values())
     config = ExportConfig(dtype=dtype.value, shard_gb=shard_gb, onnx=onnx)
-    needed = _bytes_needed(parameters, dtype.value)
+    needed = _bytes_needed(parameters, dtype.value, onnx=onnx)
     with _beside(out, force=force, needed=needed) as building, _still_there(place):
         counts = export_checkpoint(
             config, checkpoint=place, base=base, encoder=encoder, texts=probes(folder, config.probe_texts),
@@ -191,17 +191,21 @@ def _check_out(out: Path, *, force: bool) -> None:
         )  # fmt: skip
 
 
-def _bytes_needed(parameters: int, dtype: str) -> int:
-    """Bytes on the disk while it is written: as trained, and as published."""
-    return round(_MARGIN * parameters * (4 + (4 if dtype == "fp32" else 2)))
+def _bytes_needed(parameters: int, dtype: str, *, onnx: bool) -> int:
+    """Bytes on the disk while it is written: as trained, as published, and for ONNX."""
+    return round(_MARGIN * parameters * (4 + (4 if dtype == "fp32" else 2) + (4 if onnx else 0)))
 
 
 @contextmanager
 def _beside(out: Path, *, force: bool, needed: int) -> Iterator[Path]:
     """A folder to build in that takes the place of `out` in the end, and is gone if anything fails."""
+    out = Path(os.path.abspath(out))  # `.` has no name
     building = out.with_name(f".{out.name}.{os.getpid()}.building")
     with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"--out {out}", "lies below something that is a file", "give another place") from error
         free = shutil.disk_usage(out.parent).free
         if free < needed:
             raise UserError(

@@ -124,6 +124,17 @@ def test_force_replaces_nothing_but_an_export(finished: Path, tmp_path: Path) ->
     assert (out / "chapter-1.tex").read_text() == "years of work"
 
 
+def test_a_place_that_cannot_be(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="lies below something that is a file"):
+        export(finished, "--out", tmp_path / "file" / "out")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--out \.: exists already"):
+        export(finished, "--out", ".")
+    with pytest.raises(UserError, match=r"--out \.: is no earlier export"):
+        export(finished, "--out", ".", "--force")
+
+
 def test_a_full_disk_is_found_out_before(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

@@ -122,7 +122,9 @@ def export_checkpoint(
     else:
         with progress.work("prepare"):
             (out / "model").mkdir()
-            checkpoint_to_model(checkpoint, base, out / "model", dtype=config.dtype, shard_gb=config.shard_gb)
+            checkpoint_to_model(
+                checkpoint, base, out / "model", dtype=config.dtype, shard_gb=config.shard_gb, verify=False
+            )  # fmt: skip
         with progress.work("encode"):
             found = language_parity(trained, out / "model", [*PROBES, *texts[: config.probe_texts]])
         _judge(found, config, out, tolerance=LOG_PROBABILITY_TOLERANCE)
