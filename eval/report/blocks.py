@@ -23,7 +23,7 @@ def section(title: str, sentences: Iterable[str], *, note: str = "", **blocks: A
         title: the heading; its words are the anchor too.
         sentences: what it says; empty ones are left out.
         note: how to read what follows.
-        blocks: `charts`, `matrices`, `tables`, `folds`.
+        blocks: `charts`, `matrices`, `more` (matrices that are folded), `tables`, `folds`.
     """
     return {
         "ident": slug(title),
@@ -33,6 +33,7 @@ def section(title: str, sentences: Iterable[str], *, note: str = "", **blocks: A
         "note": note,
         "charts": list(blocks.get("charts", [])),
         "matrices": [matrix for matrix in blocks.get("matrices", []) if matrix["rows"]],
+        "more": [matrix for matrix in blocks.get("more", []) if matrix["rows"]],
         "tables": [table for table in blocks.get("tables", []) if table["rows"]],
         "folds": [fold for fold in blocks.get("folds", []) if fold["items"]],
     }

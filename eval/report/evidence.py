@@ -111,7 +111,7 @@ def weakest(results: Mapping[str, Any]) -> str | None:
 
 def significance(results: Mapping[str, Any]) -> dict[str, Any] | None:
     """Every paired difference of the finetuned model, its sentence, and what chance would give."""
-    differences = [d for d in results.get("differences") or [] if d["metrics"]]
+    differences = results.get("differences") or []
     if not differences:
         return None
     lead = lead_metric(results)

@@ -109,7 +109,7 @@ def read_run(run: Path) -> RunFacts:
         probe=_probe(run / "probe", missing),
         data=_data(run, {stage.name for stage in stages}, missing),
         parity=_optional(run / "export" / "parity.json", "export parity", missing),
-        robustness=_beside(run / "eval" / "robustness.json", "robustness", missing),
+        robustness=_robustness(run, missing),
         encoding=_beside(run / "eval" / "encoding.json", "speed of encoding", missing) or {},
         recipe=_recipe(run),
         missing=missing,
@@ -164,6 +164,14 @@ def _optional(path: Path, section: str, missing: dict[str, str]) -> dict[str, An
 def _beside(path: Path, section: str, missing: dict[str, str]) -> dict[str, Any] | None:
     """A JSON object that not every run has: only a damaged one is missing."""
     return _optional(path, section, missing) if path.exists() else None
+
+
+def _robustness(run: Path, missing: dict[str, str]) -> dict[str, Any] | None:
+    """Measured with the evaluation, or beside it in a folder of its own."""
+    for folder in ("eval", "robustness"):
+        if (run / folder / "robustness.json").exists():
+            return _beside(run / folder / "robustness.json", "robustness", missing)
+    return None
 
 
 def _stages(run: Path, missing: dict[str, str]) -> list[Stage]:

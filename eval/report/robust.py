@@ -15,6 +15,7 @@ from eval.report.parts import make_chart
 
 _DRAWN = ("finetuned", "pretrained", "untrained", "bm25")
 """Kinds of systems that the plot shows, at most three of them; the table has all."""
+_MOST = 12  # kinds that the plot shows
 
 
 def robust(record: Mapping[str, Any] | None, results: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -34,11 +35,16 @@ def robust(record: Mapping[str, Any] | None, results: Mapping[str, Any] | None) 
     drawn = [s for kind in _DRAWN for s in systems if kinds.get(s) == kind][:3] or systems[:3]
     strongest = {(row["kind"], row["system"]): row for row in rows}  # rows of a kind rise in strength
     lost = {(words(kind), s): _loss(row) for (kind, s), row in strongest.items()}
+    shown = sorted(damages, key=lambda k: -strongest[k, chosen]["lost"] if (k, chosen) in strongest else 0.0)[:_MOST]
     svg = charts_robust.losses(
-        [words(kind) for kind in damages], [(s, kinds.get(s, "baseline")) for s in drawn], lost, metric=metric,
+        [words(kind) for kind in shown], [(s, kinds.get(s, "baseline")) for s in drawn], lost, metric=metric,
         title=f"{metric} lost to each kind of damage at its greatest strength", ident="robust",
     )  # fmt: skip
     note = "At the greatest strength of each kind; what lies right of the line is lost."
+    if len(shown) < len(damages):
+        note = f"The {len(shown)} of {len(damages)} kinds that cost {chosen} most. {note}"
+    last = {kind: strongest[kind, next(s for k, s in strongest if k == kind)]["strength"] for kind in damages}
+    at_last = [row for row in rows if row["strength"] == last[row["kind"]]]
     return section(
         "Robustness",
         [_worst(chosen, damages, strongest, metric, record.get("about") or {}), _safe(chosen, damages, strongest)],
@@ -49,11 +55,22 @@ def robust(record: Mapping[str, Any] | None, results: Mapping[str, Any] | None) 
         ),
         charts=[make_chart(f"What costs {metric}", svg, note)],
         matrices=[
-            matrix(f"{metric} lost, by kind and strength", "damage", systems, _lines(rows, damages, systems)),
+            matrix(f"{metric} lost at the greatest strength", "damage", systems, _lines(at_last, damages, systems)),
             *_others(record, systems),
         ],
-        folds=[fold("Damaged queries to read", record.get("examples") or [])],
+        more=[matrix(f"{metric} lost at every strength", "damage", systems, _lines(rows, damages, systems))],
+        folds=[fold("Damaged texts to read", _examples(record.get("examples") or []))],
     )
+
+
+def _examples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a reader needs of an example: the damage, the texts, and where the answer went."""
+    found = []
+    for row in rows:
+        ranks = f"{row['before']} → {row['after'] if row['after'] is not None else 'not found'}"
+        damage = f"{words(row['kind'])}, {_strength(row['strength'])}, {row['system']}, rank of the answer {ranks}"
+        found.append({"": damage, "as it was": row["original"], "damaged": row["perturbed"]})
+    return found
 
 
 def _loss(row: Mapping[str, Any]) -> dict[str, float]:
