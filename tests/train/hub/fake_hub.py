@@ -39,7 +39,7 @@ class Fault:
     """What goes wrong on requests whose `METHOD path` matches: `times` times (-1: always).
 
     kind: `status` answers `given`; `hang` says nothing; `cut` closes after a part of the body; `lost` does the work and
-    closes without an answer; `wrong` stores other bytes than were sent; `call` runs `hook` before the work.
+    closes without an answer; `wrong` stores other bytes than were sent; `call` does the work as ever. `hook` runs first.
     """
 
     pattern: str
@@ -276,11 +276,11 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self._body(most=100)
                 return self._close()
             body = self._body()
+            if fault is not None and fault.hook is not None:
+                fault.hook()
             if kind == "hang":
                 hub.stop.wait(20)
                 return self._close()
-            if fault is not None and fault.hook is not None:
-                fault.hook()
             if kind == "wrong":
                 hub.blobs[path.rsplit("/", 1)[-1]] = body[:-1] + b"?"
                 return self._send(answer(200))
