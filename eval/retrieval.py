@@ -117,11 +117,11 @@ def evaluate(
         UserError: no set or system, names that clash, a broken set, or a system whose embeddings are not finite.
         CountError: the counts do not add up.
     """
-    _unique([path.name for path in sets], "evaluation sets")
+    _unique([safe_name(path.name) for path in sets], "evaluation sets")
     _unique([safe_name(system.name) for system in systems], "systems")
     pairs = [load_similarity_set(path) for path in sts]
     if pairs:
-        _unique([one.name for one in pairs], "files of sentence pairs")
+        _unique([safe_name(one.name) for one in pairs], "files of sentence pairs")
     judged = [judge(load_set(path)) for path in sets]
     depth = max(config.depth, *config.ks)
     by_set = {one.task.name: set_counts(one, depth=min(depth, len(one.task.documents))) for one in judged}
@@ -143,10 +143,9 @@ def evaluate(
                 ranked, values = _rank(ranker, system, task, depth)
             with progress.work("score"):
                 path = out / "ranks" / rank_file(system.name, task.name)
+                seen = ranker.documents_ranked if isinstance(ranker, CountsDocuments) else len(task.documents)
                 told[task.name] = {
-                    "documents": ranker.documents_ranked
-                    if isinstance(ranker, CountsDocuments)
-                    else len(task.documents),
+                    "documents": seen,
                     "scored": scores.add(system.name, one, ranked),
                     "rankings": write_rankings(path, one, ranked, values, groups[task.name]),
                 }
