@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-# Standard (or spoken) word → how it is typed. Kept apart from data_prep/synth/colloquial.py on purpose: training
-# questions are written with that table, and a test with the same one would only ask what was taught.
+# Standard (or spoken) word → how it is typed; "_" stands for a space. Kept apart from data_prep/synth/colloquial.py on
+# purpose: training questions are written with that table, and the same one here would only ask what was taught.
 _WRITTEN = """
-ada=ade adalah=adlh akan=akn aku=ak anak=ank apa=ape apabila=bila awak=awk bagaimana=mcm mne baik=baek baru=bru
+ada=ade adalah=adlh akan=akn aku=ak anak=ank apa=ape apabila=bila awak=awk bagaimana=mcm_mne baik=baek baru=bru
 bayar=byr beberapa=bbrp belajar=bljr belum=blm benda=bnde berapa=brape bercakap=ckp besar=bsr betul=btol biasa=bese
 bila=ble boleh=blh buat=wat bukan=bkn cakap=ckp cantik=cntk cepat=cpt cuba=cube cuma=cume daripada=drpd dapat=dpt
 dalam=dlm dan=n dari=dr datang=dtg dekat=dkt dengan=dgn dia=die diri=dri dulu=dlu esok=esk gambar=gmbr hari=ari
@@ -40,19 +40,7 @@ _ENGLISH = {
 }  # fmt: skip
 
 
-def _table() -> dict[str, str]:
-    table: dict[str, str] = {}
-    for item in _WRITTEN.split():
-        word, equals, short = item.partition("=")
-        if equals:
-            table[word] = short
-            last = word
-        else:  # "mcm mne" was split at its space
-            table[last] += f" {item}"
-    return {word: short for word, short in table.items() if word != short} | _PHRASES | _ENGLISH
-
-
-SHORT = _table()
+SHORT = dict(item.replace("_", " ").split("=") for item in _WRITTEN.split()) | _PHRASES | _ENGLISH
 """Word or phrase in lower case → its form in a text message."""
 _VOWELS = frozenset("aeiou")
 
