@@ -81,7 +81,7 @@ AXES: dict[str, KnownAxis] = {
     "finetune.loss": KnownAxis("the contrastive loss", _losses),
     "finetune.hard_negatives": KnownAxis("stored negatives of a query in a step; 0: those of the batch alone",
                                          lambda _: [0, 1, 3]),
-    "mine.policy": KnownAxis("what is mined as positive and negative: the presets", _policies),
+    "mine.policy": KnownAxis("what is mined as positive and negative: the presets as they come", _policies),
     "finetune.temperature": KnownAxis("sharpness of the loss; the paper took 0.02", lambda _: [0.02, 0.05, 0.1]),
     "encoder.bidirectional": KnownAxis("whether a token sees the text after it", lambda _: [False, True]),
     "finetune.matryoshka": KnownAxis("whether shorter prefixes of the vector are trained too", _prefixes),

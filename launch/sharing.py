@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
-from data_prep.files import sha256_file, write_json
+from data_prep.files import write_json
 from data_prep.progress import Progress
 from launch.stages import RECORD, Counts, Stage, Verdict, Workshop
 
@@ -47,6 +47,7 @@ class Borrower(Workshop):
     def __init__(self, run: Path, donors: Sequence[Path]) -> None:
         super().__init__(run)
         self.donors = [Workshop(donor) for donor in donors if donor.resolve() != run.resolve()]
+        self._told: Mapping[str, Mapping[str, Any]] | None = None
 
     def offers(self, name: str) -> list[tuple[Workshop, dict[str, Any]]]:
         """The donors that have the stage, each with its record."""
@@ -55,6 +56,34 @@ class Borrower(Workshop):
             with suppress(UserError):  # a record that is just being replaced
                 if record := donor.record(name):
                     found.append((donor, record))
+        return found
+
+    def borrow(self, stage: Stage, verdict: Verdict, donor: Workshop, record: dict[str, Any]) -> bool:
+        """Whether the stage could be taken; nothing has changed where it could not."""
+
+        def bring(out: Path, _: Progress) -> Counts:
+            _bring(donor.folder(stage.name), record["files"], out)
+            counts: Counts = record["counts"]
+            return counts
+
+        self._told = record["files"]
+        try:
+            new = self.build(replace(stage, build=bring), verdict, Progress())
+        except _Unfit:
+            return False
+        finally:
+            self._told = None
+        # how the bytes came about is told by the run that made them: seconds, commit, versions
+        origin = record.get("taken_from", donor.run.name)
+        mine = {"external": verdict.external, "files": new["files"], "taken_from": origin}
+        write_json(self.folder(stage.name) / RECORD, {**record, **mine})
+        return True
+
+    def _inventory(self, folder: Path, volatile: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """Every file is hashed before anything is committed: also bytes that changed, but neither size nor time."""
+        found = super()._inventory(folder, volatile)
+        if self._told is not None and any(found[name]["sha256"] != told["sha256"] for name, told in self._told.items()):
+            raise _Unfit
         return found
 
     def _external(self, stage: Stage, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -88,37 +117,12 @@ def take(stages: Sequence[Stage], workshop: Borrower, wanted: Collection[str]) -
         if verdict.reason is None:
             continue
         for donor, record in workshop.offers(stage.name):
-            if record["key"] == verdict.key and _taken(stage, verdict, workshop, donor, record):
+            if record["key"] == verdict.key and workshop.borrow(stage, verdict, donor, record):
                 taken[stage.name] = donor.run.name
                 break
         else:
             missing.add(stage.name)
     return taken
-
-
-def _taken(stage: Stage, verdict: Verdict, workshop: Borrower, donor: Workshop, record: dict[str, Any]) -> bool:
-    """Whether the stage could be taken; nothing has changed where it could not."""
-
-    def bring(out: Path, _: Progress) -> Counts:
-        _bring(donor.folder(stage.name), record["files"], out)
-        counts: Counts = record["counts"]
-        return counts
-
-    try:
-        new = workshop.build(replace(stage, build=bring), verdict, Progress())
-    except _Unfit:
-        return False
-    place = workshop.folder(stage.name)
-    if new["content"] != record["content"]:  # its bytes changed, but neither its sizes nor its times
-        (place / RECORD).unlink()
-        shutil.rmtree(place)
-        return False
-    # how the bytes came about is told by the run that made them: seconds, commit, versions
-    origin = record.get("taken_from", donor.run.name)
-    write_json(
-        place / RECORD, {**record, "external": verdict.external, "files": new["files"], "taken_from": origin}
-    )  # fmt: skip
-    return True
 
 
 def _bring(source: Path, files: Mapping[str, Mapping[str, Any]], out: Path) -> None:
@@ -131,8 +135,7 @@ def _bring(source: Path, files: Mapping[str, Mapping[str, Any]], out: Path) -> N
             status = there.stat()
         except FileNotFoundError as error:
             raise _Unfit from error
-        same = (status.st_size, status.st_mtime_ns) == (told["bytes"], told["mtime_ns"])
-        if status.st_size != told["bytes"] or not (same or sha256_file(there) == told["sha256"]):
+        if status.st_size != told["bytes"]:
             raise _Unfit
 
 
