@@ -55,8 +55,18 @@ def run(sets: list[Path], out: Path, **changes: Any) -> tuple[dict[str, Any], di
     return results, counts
 
 
-def test_counts_add_up_and_every_pair_has_a_row(sets: list[Path], tmp_path: Path) -> None:
-    results, counts = run(sets, tmp_path / "out")
+Measured = tuple[dict[str, Any], dict[str, int | float], Path]
+
+
+@pytest.fixture(scope="module")
+def measured(sets: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """Results, counts and folder of one evaluation, which no test changes."""
+    out = tmp_path_factory.mktemp("measured") / "out"
+    return (*run(sets, out), out)
+
+
+def test_counts_add_up_and_every_pair_has_a_row(measured: Measured) -> None:
+    results, counts, out = measured
     assert counts == {
         "systems": 3, "sets": 2, "documents": 68, "queries": 48, "unjudged": 0, "rankings": 144, "rows": 9, "pairs": 0,
     }  # fmt: skip
@@ -67,7 +77,7 @@ def test_counts_add_up_and_every_pair_has_a_row(sets: list[Path], tmp_path: Path
     assert {(m["system"], m["subset"], m["sets"]) for m in results["means"]} == {
         (s.name, sub, n) for s in systems() for sub, n in [("all", 2), ("hard", 1)]
     }
-    assert len(list((tmp_path / "out" / "ranks").iterdir())) == 6
+    assert len(list((out / "ranks").iterdir())) == 6
 
 
 def test_stored_rankings_give_the_stored_figures(sets: list[Path], tmp_path: Path) -> None:
@@ -97,15 +107,15 @@ def test_stored_rankings_give_the_stored_figures(sets: list[Path], tmp_path: Pat
             assert sum(r["judged_hard"] is not None for r in table) == len(task.relevant["hard"])
 
 
-def test_groups_hold_every_query_once_and_their_own_means(sets: list[Path], tmp_path: Path) -> None:
-    results, _ = run(sets, tmp_path / "out")
+def test_groups_hold_every_query_once_and_their_own_means(measured: Measured) -> None:
+    results, _, out = measured
     groups = results["groups"]
     for system in systems():
         for by in ("language", "length", "passage_length"):
             found = [g for g in groups if (g["system"], g["by"]) == (system.name, by)]
             assert found and sum(g["queries"] for g in found) == 48
     assert not [g for g in groups if g["by"] == "source"]  # no set says one
-    rows = [r for name in ("news", "law") for r in _ranks(tmp_path / "out", "finetuned", name)]
+    rows = [r for name in ("news", "law") for r in _ranks(out, "finetuned", name)]
     for group in (g for g in groups if g["system"] == "finetuned"):
         chosen = [r for r in rows if r[group["by"]] == group["group"]]
         found = [(r["relevant_rank"] or 1000) <= 3 for r in chosen]
@@ -113,15 +123,15 @@ def test_groups_hold_every_query_once_and_their_own_means(sets: list[Path], tmp_
         assert group["metrics"]["recall@3"]["mean"] == pytest.approx(np.mean(found), abs=1e-6)
 
 
-def test_a_table_is_as_wide_as_its_columns_and_says_what_differences_mean(sets: list[Path], tmp_path: Path) -> None:
-    results, _ = run(sets, tmp_path / "out")
+def test_a_table_is_as_wide_as_its_columns_and_says_what_differences_mean(measured: Measured) -> None:
+    results = measured[0]
     lines = results_lines(results)
     assert lines[3].split() == ["system", "recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
     assert lines[-2:] == [f"- {d['sentence']}" for d in results["differences"] if d["subset"] == "all"]
     more = results_lines(results, per_set=False, metrics=["map", "success@1"])
     assert more[3].split() == ["system", "map", "success@1"] and len(more) < len(lines)
-    del results["differences"]  # of an older run
-    assert results_lines(results)[-1].startswith("finetuned")
+    older = {key: value for key, value in results.items() if key != "differences"}
+    assert results_lines(older)[-1].startswith("finetuned")
 
 
 def _ranks(out: Path, system: str, task: str) -> list[dict[str, Any]]:
@@ -199,23 +209,24 @@ def test_sentence_pairs_are_measured_beside_the_sets(sets: list[Path], tmp_path:
         evaluate(config, sets=sets[1:], systems=both, out=out, seed=1, progress=Progress(), sts=[path, path])
 
 
-def test_published_figures_stand_apart_and_only_where_they_are_asked_for(sets: list[Path], tmp_path: Path) -> None:
-    without, _ = run(sets, tmp_path / "a")
-    results, _ = run(sets, tmp_path / "b", published=True)
-    assert without["published"] == [] and {row["set"] for row in results["published"]} == {"malay-news"}
-    assert results.pop("published") and without.pop("published") == [] and results == without
+def test_published_figures_stand_apart_and_only_where_they_are_asked_for(
+    sets: list[Path], measured: Measured, tmp_path: Path
+) -> None:
+    results, _ = run(sets, tmp_path / "out", published=True)
+    assert {row["set"] for row in results["published"]} == {"malay-news"}
+    assert {**results, "published": []} == measured[0]
 
 
-def test_macro_mean_counts_each_set_the_same(sets: list[Path], tmp_path: Path) -> None:
-    results, _ = run(sets, tmp_path / "out")
+def test_macro_mean_counts_each_set_the_same(measured: Measured) -> None:
+    results = measured[0]
     rows = [r["metrics"]["mrr@10"]["mean"] for r in results["rows"] if r["system"] == "bm25" and r["subset"] == "all"]
     mean = next(m for m in results["means"] if m["system"] == "bm25" and m["subset"] == "all")["metrics"]["mrr@10"]
     assert mean["mean"] == pytest.approx(sum(rows) / 2, abs=1e-6)
     assert mean["low"] < mean["mean"] < mean["high"]
 
 
-def test_differences_are_paired(sets: list[Path], tmp_path: Path) -> None:
-    results, _ = run(sets, tmp_path / "out")
+def test_differences_are_paired(measured: Measured) -> None:
+    results = measured[0]
     means = {m["system"]: m["metrics"]["recall@10"] for m in results["means"] if m["subset"] == "all"}
     gains = {d["against"]: d["metrics"]["recall@10"] for d in results["differences"] if d["subset"] == "all"}
     assert set(gains) == {"bm25", "pretrained"}
@@ -233,19 +244,21 @@ def test_a_system_against_itself_differs_by_nothing(sets: list[Path], tmp_path: 
         System("twin", "pretrained", "", lambda: PlantedRanker(2.0, 7)),
         System("f", "finetuned", "", lambda: PlantedRanker(2.0, 7)),
     ]
-    evaluate(EvalConfig(sets=["x"]), sets=sets, systems=twins, out=tmp_path, seed=1, progress=Progress())
+    evaluate(
+        EvalConfig(sets=["x"], permutations=1000), sets=sets, systems=twins, out=tmp_path, seed=1, progress=Progress()
+    )
     difference = json.loads((tmp_path / "results.json").read_text())["differences"][0]
     assert difference["metrics"]["recall@1"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "p_holm": 1.0}
     assert difference["sentence"] == "f and twin do not differ in recall@10"
 
 
-def test_same_inputs_same_bytes(sets: list[Path], tmp_path: Path) -> None:
-    run(sets, tmp_path / "a")
+def test_same_inputs_same_bytes(sets: list[Path], measured: Measured, tmp_path: Path) -> None:
     run(sets, tmp_path / "b")
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    first = measured[2]
+    files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
     assert len(files) == 9  # with encoding.json, which holds no time where nothing of ours encoded
     for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert (first / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_systems_are_loaded_one_at_a_time(sets: list[Path], tmp_path: Path) -> None:
