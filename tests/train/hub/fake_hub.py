@@ -147,13 +147,13 @@ class FakeHub:
             return self._batch(json.loads(body))
         if match := re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path):
             return self._resolve(*match.groups())
-        match = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(\w+)(?:/(.+))?", path)
+        match = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(?:/(\w+)(?:/(.+))?)?", path)
         repo = self.repos.get(match[1]) if match else None
         if match is None or repo is None or (repo.private and not own):
             return refusal(404 if own else 401, "Repository not found", "RepoNotFound")
         if method != "GET" and (not own or self.role == "read"):
             return refusal(403, "you have no write access to this repository")
-        return self._repository(method, match[1], repo, match[2], unquote(match[3] or ""), body)
+        return self._repository(method, match[1], repo, match[2] or "revision", unquote(match[3] or "main"), body)
 
     def _create(self, asked: dict[str, Any]) -> Answer:
         name = f"{asked['organization']}/{asked['name']}"
