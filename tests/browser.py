@@ -19,15 +19,16 @@ _MEASURE = """<!doctype html><meta charset="utf-8"><body><pre id="told"></pre><s
 const pages = PAGES, told = [];
 function measure(frame, name, width) {
   const page = frame.contentDocument, root = page.documentElement, out = [];
-  for (const e of page.body.querySelectorAll("*")) {
-    if (e.closest("svg") && e.tagName.toLowerCase() !== "svg") continue;
-    let inside = false;
-    for (let p = e.parentElement; p; p = p.parentElement)
-      if (["auto", "scroll", "hidden"].includes(frame.contentWindow.getComputedStyle(p).overflowX)) inside = true;
-    const box = e.getBoundingClientRect();
-    if (!inside && box.width > 0 && (box.right > width + 0.5 || box.left < -0.5))
-      out.push(e.tagName + "." + e.className + " " + e.textContent.trim().slice(0, 40));
+  function walk(parent) {
+    for (const e of parent.children) {
+      const box = e.getBoundingClientRect();
+      if (box.width > 0 && (box.right > width + 0.5 || box.left < -0.5))
+        out.push(e.tagName + "." + e.className + " " + e.textContent.trim().slice(0, 40));
+      const scrolls = ["auto", "scroll", "hidden"].includes(frame.contentWindow.getComputedStyle(e).overflowX);
+      if (!scrolls && e.tagName.toLowerCase() !== "svg") walk(e);
+    }
   }
+  walk(page.body);
   told.push({name, width, scroll: root.scrollWidth, out, height: root.scrollHeight});
 }
 let left = pages.length;

@@ -54,7 +54,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -
 
 def _figure(text: str) -> bool:
     """Whether a text is a number with its unit or interval rather than words."""
-    return not text or (text[0] in "+−–-0123456789[" and len(text) < 32) or text.endswith(" %")
+    return not text or (text[0] in "<+−–-0123456789[" and len(text) < 32) or text.endswith(" %")
 
 
 def _cell(value: Any) -> str:

@@ -27,10 +27,12 @@ def losses(
         metric: what is lost.
         title: what is shown, for readers that cannot see it. ident: prefix of the ids inside.
     """
-    step = 0.7 / max(1, len(systems))
+    step = 0.56 / max(1, len(systems))
     with canvas(1.15 + (0.17 * len(systems) + 0.17) * len(kinds)) as figure:
         axes = figure.add_subplot()
         axes.axvline(0, color=LINE, linewidth=1.4, zorder=1)
+        for row in range(1, len(kinds)):
+            axes.axhline(row - 0.5, color=LINE, linewidth=0.6, zorder=1)
         for number, (name, kind) in enumerate(systems):
             at = [(row, lost[label, name]) for row, label in enumerate(kinds) if (label, name) in lost]
             places = [row + (number - (len(systems) - 1) / 2) * step for row, _ in at]

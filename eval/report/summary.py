@@ -17,6 +17,7 @@ from eval.report.facts import RunFacts, time_summary
 from eval.report.parts import built, lead_metric
 
 _NAMED_SETS = 8
+_DOING = {"pretrain": "pretraining", "finetune": "finetuning"}
 
 
 def summary(facts: RunFacts) -> list[tuple[str, str]]:
@@ -64,7 +65,9 @@ def _against(results: Mapping[str, Any]) -> list[tuple[str, str]]:
             gain, mean = gains[system][lead], means[system][lead]
             word = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "no clear difference"
             interval = spread(gain["low"], gain["high"], sign=True)
-            found.append((what, f"{signed(gain['mean'])} {lead} [{interval}] on {mean['mean']:.3f}: {word}."))
+            now = mean["mean"] + gain["mean"]
+            change = f"{mean['mean']:.3f} → {now:.3f}, {signed(gain['mean'])} {lead} [{interval}]"
+            found.append((what, f"{change}: {word}."))
     return found
 
 
@@ -72,7 +75,7 @@ def _took(facts: RunFacts) -> str:
     text = f"{format_seconds(time_summary(facts.stages)['wall_s'])} for all stages"
     phases = [(name, cost.device_s(phase), phase) for name, phase in facts.phases.items()]
     said = [
-        f"{format_seconds(spent)} {name}ing on {phase.summary['world_size']} × {phase.summary.get('device', '?')}"
+        f"{format_seconds(spent)} {_DOING.get(name, name)} on {phase.summary['world_size']} × {phase.summary.get('device', '?')}"
         for name, spent, phase in phases
         if spent is not None
     ]

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from eval.report.compare import write_comparison
 from eval.report.page import write_report
 from tests.browser import laid_out, needs_browser
@@ -18,6 +20,7 @@ LONG = "w" * 90
 
 
 @needs_browser
+@pytest.mark.slow
 def test_nothing_stands_out(tmp_path: Path) -> None:
     run = write_run(tmp_path, queries=12, sets=("news", f"forum-{LONG}", "law"), text=f" {LONG}")
     path = run / "eval" / "results.json"
