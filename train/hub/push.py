@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _SMALL_BYTES = 1 << 20
+_STORED = (".safetensors", ".onnx", ".onnx_data", ".model")
+"""Kinds that a repository keeps outside git whatever their size."""
 _STALE = re.compile(r"(.*/)?(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?|onnx/.*\.(onnx|onnx_data)")
 """Files that a loader would find beside new weights, or in their place."""
 
@@ -237,9 +239,13 @@ def _commit(
         operation = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=content)
         operation.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: the library need not read the file again
         additions.append(operation)
-    small = [a for a, file in zip(additions, sending, strict=True) if file.size < _SMALL_BYTES]
-    large = [(a, file) for a, file in zip(additions, sending, strict=True) if file.size >= _SMALL_BYTES]
-    # one large file a call: a failure costs one file, and ^C need not wait for threads
+    small, large = [], []
+    for addition, file in zip(additions, sending, strict=True):
+        if file.size < _SMALL_BYTES and not file.name.endswith(_STORED):
+            small.append(addition)
+        else:
+            large.append((addition, file))
+    # one such file a call: a failure costs one file, and ^C need not wait for the library's threads
     groups = [([a], f"sending {file.name} ({file.size / 1e6:,.1f} MB)") for a, file in large]
     groups += [(small, f"sending {len(small)} small files")] if small else []
     for group, what in groups:

@@ -72,6 +72,7 @@ class FakeHub:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)
+    hanging: int = 0
     url: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -279,7 +280,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if fault is not None and fault.hook is not None:
                 fault.hook()
             if kind == "hang":
+                hub.hanging += 1
                 hub.stop.wait(20)
+                hub.hanging -= 1
                 return self._close()
             if kind == "wrong":
                 hub.blobs[path.rsplit("/", 1)[-1]] = body[:-1] + b"?"

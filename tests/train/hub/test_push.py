@@ -98,6 +98,15 @@ def _with_interrupts(call: Callable[[], object]) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("where", ["/refs", "PUT /upload", "/commit/"])
+def test_interrupting_a_request_ends_it_at_once(hub: FakeHub, client: Make, files: list[ModelFile], where: str) -> None:
+    hub.fault(where, "hang", hook=_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _with_interrupts(lambda: go(client(timeout_s=60.0), files))
+    time.sleep(0.1)
+    assert hub.hanging == 1, "it did not wait for the answer"
+
+
 def test_interrupting_a_wait_ends_it_at_once(hub: FakeHub, client: Make, files: list[ModelFile]) -> None:
     soon = threading.Timer(0.2, _interrupt)
     hub.fault("GET /api/whoami-v2", "status", given=answer(503), hook=soon.start)
