@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from data_prep.errors import UserError
 from eval.systems.bm25 import BM25_B, BM25_K1, BM25Ranker
 from eval.systems.checkpoints import Materialise, checkpoint_name, checkpoint_ranker, checkpoint_steps
-from eval.systems.config import EndpointSystemConfig, SystemsConfig
+from eval.systems.config import EndpointSystemConfig
 from eval.systems.dense import PACKAGE_PREFIX, DenseRanker, SentenceTransformerEmbedder
 from eval.systems.endpoint import endpoint_ranker
 from eval.systems.ranker import Ranker
@@ -71,15 +71,14 @@ def build_systems(
     Raises:
         UserError: a given folder does not exist, or checkpoints are asked for and there is none.
     """
-    more = config if isinstance(config, SystemsConfig) else SystemsConfig()
     systems: list[System] = []
     if config.bm25:
         systems.append(System("bm25", "bm25", f"BM25, k1 {BM25_K1}, b {BM25_B}, lower-cased words", BM25Ranker))
-    if more.tfidf:
-        systems.append(_tfidf(more.tfidf_terms))
+    if config.tfidf:
+        systems.append(_tfidf(config.tfidf_terms))
     for model in config.baselines:
         systems.append(_baseline(model, config))
-    for endpoint in more.endpoints:
+    for endpoint in config.endpoints:
         systems.append(_endpoint(endpoint, cache))
     if config.teacher and teacher is not None:
         _check("teacher", teacher)
@@ -90,7 +89,7 @@ def build_systems(
         ("finetuned", config.finetuned, finetuned, "after contrastive finetuning"),
     ]
     for kind, wanted, folder, detail in stages:
-        if kind == "finetuned" and more.checkpoints:
+        if kind == "finetuned" and config.checkpoints:
             if history is None or materialise is None:
                 raise ValueError("eval.checkpoints needs a history and somebody who writes its model folders")
             systems += [_checkpoint(history, step, materialise, scratch) for step in checkpoint_steps(history)]
