@@ -6,6 +6,7 @@ otherwise the runs are compared by their means, and the page says that they are 
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -206,10 +207,14 @@ def _differing(at: str, values: Sequence[Any]) -> list[tuple[str, ...]]:
     return [(at, *(_value(value) for value in values))]
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def _value(value: Any) -> str:
     if value is None:
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) and value else _json(value)
     return text if len(text) <= 160 else text[:159] + "…"

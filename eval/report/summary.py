@@ -74,9 +74,9 @@ def _against(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _took(facts: RunFacts) -> str:
     text = f"{format_seconds(time_summary(facts.stages)['wall_s'])} for all stages"
     phases = [(name, cost.device_s(phase), phase) for name, phase in facts.phases.items()]
-    said = [
-        f"{format_seconds(spent)} {_DOING.get(name, name)} on {phase.summary['world_size']} × {phase.summary.get('device', '?')}"
-        for name, spent, phase in phases
-        if spent is not None
-    ]
+    said = []
+    for name, spent, phase in phases:
+        if spent is not None:
+            ranks = f"{phase.summary['world_size']} × {phase.summary.get('device', '?')}"
+            said.append(f"{format_seconds(spent)} {_DOING.get(name, name)} on {ranks}")
     return f"{text}; device time: {', '.join(said)}." if said else f"{text}."

@@ -121,7 +121,8 @@ h1 { font-size: 20px; margin: 0 0 4px; }
 h2 { font-size: 16px; margin: 0; overflow-wrap: anywhere; color: var(--strong); }
 .note { color: var(--faint); font-size: 14px; margin: 0 0 18px; overflow-wrap: anywhere; }
 form { display: flex; flex-wrap: wrap; gap: 10px; align-items: end; margin-bottom: 22px; }
-label { display: block; font-size: 13.5px; color: var(--faint); } .wide { flex: 1 1 280px; min-width: 0; }
+label { display: block; font-size: 13.5px; color: var(--faint); margin-bottom: 4px; }
+.wide { flex: 1 1 280px; min-width: 0; }
 input, button { font: inherit; padding: 9px 12px; border: 1px solid var(--line); border-radius: 8px; width: 100%;
   background: var(--surface); color: var(--ink); }
 .count { width: 92px; }

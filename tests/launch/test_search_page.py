@@ -24,6 +24,7 @@ from launch.search.index import Index, make_index
 from launch.search.search_command import search_command, show_page
 from launch.search.server import PageServer, serve
 from launch.search.view import MAX_QUERY, page, read_asked
+from tests.browser import laid_out, needs_browser
 
 EVIL = '<script>alert(1)</script> & "b" {{ 7*7 }}'
 TEXTS = ["hujan lebat petang ini", "harga ikan naik", f"ikan bakar murah {EVIL}", "guru sekolah"]
@@ -166,6 +167,17 @@ def test_nothing_asked_shows_the_form_alone() -> None:
     assert 'value="7"' in made and "<section" not in made and "4 texts; letters" in made
     one = page(read_asked({"q": [" guru "], "k": ["50"]}, k=7), indexes(Letters()), TEXTS, about="4 texts")
     assert one.count("<li>") == 4 and "there</span>" not in one and "Both models" not in one
+
+
+@needs_browser
+def test_nothing_stands_out_on_a_phone(tmp_path: Path) -> None:
+    long = "w" * 120
+    texts = [f"{long} hujan", "ikan", f"guru {long}"]
+    two = [make_index(m.name, m, texts, Progress()) for m in (Letters(f"models/{long}"), Letters("second", only="ks"))]
+    made = page(read_asked({"q": [f"ikan {long}"]}, k=3), two, texts, about=f"3 texts of {long}.txt")
+    (tmp_path / "search.html").write_text(made)
+    for told in laid_out(tmp_path, [("search.html", 360), ("search.html", 1280)]):
+        assert told["scroll"] <= told["width"] and told["out"] == [], told
 
 
 def test_a_model_without_finite_vectors_is_refused() -> None:
