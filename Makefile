@@ -34,14 +34,14 @@ help:
 demo: $(RUN_STAMP)
 	@$(BIN)/rumpun demo $(ARGS)
 
-# Fast tests first; then those that start several processes, in groups (tests/conftest.py): three at a time, since those of
+# Fast tests first; then those that start several processes, in groups (tests/conftest.py): four at a time, since those of
 # the cluster mostly wait. Both always run.
 # pytest exits with 5 where it finds no test to run. Without byte code every process would compile what it imports.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(DEV_STAMP)
 	@fast=0; slow=0; \
 	echo "== fast tests"; $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS) || fast=$$?; \
-	echo "== slow tests"; $(BIN)/python -m pytest -m slow -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS) || slow=$$?; \
+	echo "== slow tests"; $(BIN)/python -m pytest -m slow -n 4 --durations=60 --dist loadgroup --no-loadscope-reorder $(ARGS) || slow=$$?; \
 	if [ $$fast = 5 ] && [ $$slow != 5 ]; then fast=0; elif [ $$slow = 5 ]; then slow=0; fi; \
 	if [ $$fast != 0 ] || [ $$slow != 0 ]; then echo "tests failed (fast: exit $$fast, slow: exit $$slow)"; exit 1; fi
 

@@ -6,7 +6,11 @@
     rumpun submit RECIPE           the same as a chain of SLURM jobs; cancel, drill, preflight beside it
     rumpun status|watch|logs RUN   where a run is, live too, and what its jobs say
     rumpun history RUN             where its time went, and why each link ended
+    rumpun compare RUN RUN         runs side by side on one page
+    rumpun robust|mteb MODEL       what breaks a model; mteb's own evaluation
+    rumpun ablate RECIPE           a recipe with one thing changed at a time
     rumpun search MODEL TEXTS      try a model by hand
+    rumpun push MODEL ORG/NAME     publish an exported model; export-checkpoint makes one of any checkpoint
     rumpun inspect SHARDS          what is in a folder of shards
     rumpun ledger verify RUN       every sample exactly once, proven
 
@@ -31,9 +35,16 @@ from typing import Annotated, Any
 import typer
 
 from data_prep.errors import UserError
+from launch.ablate_command import ablate_command
+from launch.export_command import export_checkpoint_command
 from launch.inspect_command import inspect_command
 from launch.ledger_command import ledger_app
+from launch.mteb_command import mteb_command
 from launch.options import Cluster, Data, Overrides, RecipeName, RunName, Runs
+from launch.push_command import push_command
+from launch.report_command import compare_command
+from launch.robust_command import robust_command
+from launch.search.search_command import search_command
 from launch.slurm.clusters.cluster_command import cluster_app
 from launch.slurm.drill.drill_command import drill_command
 from launch.slurm.health.preflight_command import preflight_command
@@ -203,6 +214,14 @@ for _name, _until, _text in (
 ):
     _add_stage_command(_name, _until, _text)
 
+app.command("compare")(compare_command)
+app.command("robust")(robust_command)
+app.command("ablate")(ablate_command)
+app.command("mteb")(mteb_command)
+app.command("search")(search_command)
+app.command("export-checkpoint")(export_checkpoint_command)
+app.command("push")(push_command)
+
 
 @app.command()
 def probe(
@@ -253,26 +272,6 @@ def recipe_list() -> None:
 
     for path in sorted(RECIPES.glob("*.toml")):
         typer.echo(f"{path.stem:20} {load_recipe(str(path))[0].about}")
-
-
-@app.command()
-def search(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="an exported folder, any sentence-transformers model, or package:NAME"),
-    ],
-    texts: Annotated[
-        Path, typer.Argument(metavar="TEXTS", help=".txt (one text a line) or .jsonl (field text), also .gz")
-    ],
-    query: Annotated[
-        str | None, typer.Option("--query", "-q", help="answer this and end; without it, type queries")
-    ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", help="how many texts to show")] = 5,
-) -> None:
-    """Try a model by hand: type a sentence, get the nearest texts with scores."""
-    from launch.search import search as search_texts
-
-    search_texts(model, texts, query=query, k=k)
 
 
 @app.command(hidden=True)

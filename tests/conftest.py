@@ -1,7 +1,7 @@
 """What every test shares: one thread a process, no network, where the data lie, runs made once, and who runs what when.
 
-Slow tests run two at a time (`make test`): those of a group one after another on one worker, since they share costly
-fixtures, and the longest groups first, so that both workers end at about the same time.
+Slow tests run four at a time (`make test`): those of a group one after another on one worker, since they share costly
+fixtures, and the longest groups first, so that all workers end at about the same time.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ APART = (
     "tests/launch/test_pipeline.py",
     "tests/launch/test_history.py",
 )
-# Seconds that groups take, two at a time on two cores; the others: 3 s a test. A wrong number costs time and nothing else.
+# Seconds that groups take, several at a time on two cores; the others: 3 s a test. A wrong number costs time and nothing else.
 SECONDS: dict[str, float] = {
     "demo": 600,
     "tests/launch/slurm/test_survival.py": 400,
@@ -96,6 +96,7 @@ SECONDS: dict[str, float] = {
     "soak": 40,
     "tests/train/history/test_checkpoint_crash.py": 35,
     "tests/test_docs.py::test_every_step_of_a_page_runs-data-": 30,
+    "tests/train/hub/test_push.py": 30,
     "tests/test_docs.py::test_every_step_of_a_page_runs-mining-": 30,
 }
 
