@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -526,17 +525,10 @@ def test_real_cells_share_what_the_recipe_has_built_and_equal_a_run_of_their_own
 ) -> None:
     runs = copied(tiny_run, tmp_path / "runs")
     alone = copied(tiny_run, tmp_path / "alone")
-    code = (
-        "import sys; from launch.cli import app, main; from launch.ablate_command import ablate_command\n"
-        "app.command('ablate')(ablate_command); sys.argv[0] = 'rumpun'; sys.exit(main())"
-    )
-    repo = Path(__file__).resolve().parents[2]
 
     def rumpun(*words: str | Path) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300,
-            env={**os.environ, "PYTHONPATH": str(repo)},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            [sys.executable, "-m", "launch.cli", *map(str, words)], capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-2500:]
         return done.stdout

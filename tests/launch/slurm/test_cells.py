@@ -11,7 +11,6 @@ from submit_lab import TINY, Answer, Lab, new_lab
 
 from data_prep.files import read_json
 from data_prep.progress import Progress
-from launch.ablate_command import ablate_command
 from launch.pipeline import Plan
 from launch.slurm.scheduler.commands import Slurm
 from launch.stages import RECORD, Stage, Workshop
@@ -89,7 +88,6 @@ class Ablations:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ablations:
-    import launch.cli
     from tests.eval.run_fixture import write_set
 
     found = Ablations(new_lab(tmp_path), [write_set(tmp_path / "sets" / "news", documents=40, queries=30, seed=0)])
@@ -98,8 +96,6 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ablations:
     monkeypatch.setattr("eval.retrieval._free", lambda: None)
     monkeypatch.setattr("launch.stages.commit_of_checkout", lambda: None)
     monkeypatch.setattr(Slurm, "here", partial(Slurm.here, poll_s=0.0))
-    if "ablate" not in {command.name for command in launch.cli.app.registered_commands}:
-        launch.cli.app.command("ablate")(ablate_command)
     return found
 
 
