@@ -44,6 +44,7 @@ def write_folder(
         for file in sorted(model.iterdir()):
             if file.is_file() and file.name not in ("encoder.json", PROJECTION, *weights):
                 shutil.copyfile(file, out / file.name)
+        name_tokenizer_for_all(out)
         shape = read_json(model / "config.json")
         changed = {k: v for k, v in shape.items() if not cast or k != "torch_dtype"}
         changed |= {"dtype": _TORCH[dtype]} if cast else {}
@@ -51,6 +52,23 @@ def write_folder(
         if cast or encoder.bidirectional:
             write_json(out / "config.json", changed)
         _write_modules(model, out, encoder, width=shape["hidden_size"], matryoshka=matryoshka)
+
+
+def name_tokenizer_for_all(folder: Path) -> None:
+    """Let releases before 5 of transformers load the tokenizer too, and cut texts as this one does.
+
+    They do not know the class name that release 5 writes, and set a tokenizer's `add_prefix_space` to what
+    tokenizer_config.json says, or to false. Release 5 reads the older name as the same class.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file() or not (folder / "tokenizer.json").is_file():
+        return
+    settings = read_json(path)
+    if settings.get("tokenizer_class") != "TokenizersBackend":
+        return
+    before = read_json(folder / "tokenizer.json").get("pre_tokenizer") or {}
+    prefix = {"add_prefix_space": before["add_prefix_space"]} if "add_prefix_space" in before else {}
+    write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"} | prefix)
 
 
 def _put_weights(model: Path, out: Path, *, dtype: Dtype, shard_gb: float) -> bool:

@@ -15,7 +15,7 @@ from data_prep.files import write_json
 from train.encoder import EncoderConfig
 from train.export.from_checkpoint import checkpoint_to_model
 from train.export.language_model import LOG_PROBABILITY_TOLERANCE, language_parity
-from train.export.layout import write_folder
+from train.export.layout import name_tokenizer_for_all, write_folder
 from train.export.onnx_file import check_onnx_installed, write_onnx
 from train.export.parity import MIN_COSINE, PROBES, check, parity
 from train.export.weights import Dtype
@@ -125,6 +125,7 @@ def export_checkpoint(
             checkpoint_to_model(
                 checkpoint, base, out / "model", dtype=config.dtype, shard_gb=config.shard_gb, verify=False
             )  # fmt: skip
+            name_tokenizer_for_all(out / "model")
         with progress.work("encode"):
             found = language_parity(trained, out / "model", [*PROBES, *texts[: config.probe_texts]])
         _judge(found, config, out, tolerance=LOG_PROBABILITY_TOLERANCE)

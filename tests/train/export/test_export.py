@@ -147,6 +147,21 @@ def test_a_published_nan_is_refused(finetuned: Path, tmp_path: Path) -> None:
         check(found, dtype="bf16", tolerance=1e-5, min_cosine=0.999)
 
 
+def test_older_transformers_find_a_tokenizer_that_cuts_alike(finetuned: Path, tmp_path: Path) -> None:
+    """Release 4.57 was seen to refuse the class name of release 5, and to drop the space before the first word."""
+    from transformers import AutoTokenizer
+
+    save_encoder_config(EncoderConfig(max_tokens=48), finetuned)
+    assert read_json(finetuned / "tokenizer_config.json")["tokenizer_class"] == "TokenizersBackend"
+    assert read_json(finetuned / "tokenizer.json")["pre_tokenizer"]["add_prefix_space"] is True
+    write_folder(finetuned, tmp_path / "model")
+    settings = read_json(tmp_path / "model" / "tokenizer_config.json")
+    assert (settings["tokenizer_class"], settings["add_prefix_space"]) == ("PreTrainedTokenizerFast", True)
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (finetuned, tmp_path / "model"))
+    assert type(ours) is type(theirs)
+    assert ours([*TEXTS, *PROBES])["input_ids"] == theirs([*TEXTS, *PROBES])["input_ids"]
+
+
 def test_an_embedding_does_not_depend_on_its_batch(finetuned: Path) -> None:
     import numpy as np
 
