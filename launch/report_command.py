@@ -65,8 +65,7 @@ def check_out(page: Path, runs: list[Path]) -> None:
             "name a file in a folder that exists",
         )
     for run in runs:
-        inside = page.resolve()
-        if inside.is_relative_to(run.resolve()) and inside.parent != run.resolve():
-            raise UserError(
-                f"--out {page}", f"is among the stages of {run.name}", f"write to {run / _RUN_PAGE}, or elsewhere"
-            )
+        stage = next((folder for folder in page.resolve().parents if folder.parent == run.resolve()), None)
+        if stage is not None and (stage / "stage.json").exists():
+            rule = f"is in the stage {stage.name} of {run.name}, whose files are its own"
+            raise UserError(f"--out {page}", rule, f"write to {run / _RUN_PAGE}, or elsewhere")

@@ -46,7 +46,7 @@ def test_mistakes_are_one_line(runs: Path) -> None:
         (["first", "first", "--runs", runs], "is named twice"),
         (["first", "second", "--runs", runs, "--out", runs / "page.txt"], "does not end with .html"),
         (["first", "--runs", runs, "--out", runs / "none" / "x.html"], "stands in no folder"),
-        (["first", "--runs", runs, "--out", runs / "first" / "eval" / "x.html"], "is among the stages of first"),
+        (["first", "--runs", runs, "--out", runs / "first" / "eval" / "x.html"], "is in the stage eval of first"),
     ):
         with pytest.raises(UserError, match=words) as refused:
             said(*argv)
