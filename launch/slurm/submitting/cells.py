@@ -72,7 +72,7 @@ def run_on_cluster(
 
 
 def _round(ablation: Ablation, slurm: Slurm, *, name: str, cluster: str | None) -> None:
-    """Look at every cell once."""
+    """Look at every cell once. Raises `UserError` where nothing works, and always for the same reason."""
     from launch.slurm.chain import Chain
     from launch.slurm.submitting.cancel import recent_ids
 
@@ -80,6 +80,7 @@ def _round(ablation: Ablation, slurm: Slurm, *, name: str, cluster: str | None) 
     entries = [entry for run in ablation.runs for entry in Chain(run.place).jobs().get("jobs", {}).values()]
     slurm.jobs([id for entry in entries for id in recent_ids(entry)])
     building: dict[str, tuple[str, str]] = {}
+    errors: list[UserError] = []
     for run in ablation.runs:
         if run.state == "failed":  # in this very command: it would fail again
             continue
@@ -87,6 +88,9 @@ def _round(ablation: Ablation, slurm: Slurm, *, name: str, cluster: str | None) 
             _look(run, ablation, slurm, building, name=name, cluster=cluster)
         except UserError as error:
             run.state, run.reason, run.code = "failed", str(error), MISTAKE
+            errors.append(error)
+    if len(errors) == len(ablation.runs) and len({error.rule for error in errors}) == 1:
+        raise errors[0]  # it is not the cells
 
 
 def _look(
@@ -118,8 +122,8 @@ def _look(
         return
     if not in_queue:
         owners = [building[prints[stage]] for stage in to_do if prints[stage] in building]
-        _claim(run, to_do, prints, building)
         if owners:
+            _claim(run, to_do, prints, building)
             cell = owners[0][0]
             stages = [stage for owner, stage in owners if owner == cell]
             run.state, run.reason = "waiting", f"for {', '.join(stages)} of {cell}"

@@ -170,6 +170,15 @@ def test_a_refusal_fails_its_cell_alone(made: Ablations) -> None:
     assert made.states == {"base": "queued", COLD: "failed", HOT: "queued"}
 
 
+def test_where_nothing_works_the_reason_is_told_once(made: Ablations) -> None:
+    made.lab.fake.refuse(
+        "test", "#SBATCH", "Batch job submission failed: Invalid account or account/partition combination"
+    )
+    answer = made.ablate(code=2)
+    assert answer.stderr.count("account") and "failed. Fix: the reasons" not in answer.stderr
+    assert made.lab.submitted() == []
+
+
 def test_without_a_scheduler_nothing_is_written(made: Ablations) -> None:
     answer = made.lab.rumpun("ablate", TINY, *AXIS, "--slurm", slurm=False, code=2)
     assert "sbatch" in answer.stderr and not made.folder.exists()
