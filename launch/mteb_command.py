@@ -47,12 +47,12 @@ def mteb_command(
     from launch.cli import quiet_libraries
 
     quiet_libraries()
-    if task:
-        _settle_offline()
     from eval.mteb_tasks import MtebModel, markdown_table, need_mteb, official_task, run_task
 
     need_mteb()
     jobs: list[Callable[[], Any]] = [*_found(sets or []), *(partial(official_task, wanted) for wanted in task or [])]
+    if task:
+        _settle_offline()  # before anything loads the Hub's client, which looks at the environment once
     from data_prep.files import write_atomically
     from launch.search.model import load_model
 

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from data_prep.errors import UserError
+from eval.retrieval import EvalConfig
 from eval.systems.config import EndpointSystemConfig, SystemsConfig
 from eval.systems.listing import build_systems
 from eval.systems.tfidf import TfidfRanker
 
 
-class _Config(SystemsConfig):
-    """[eval] with the fields that the list reads."""
-
-    bm25: bool = True
-    baselines: list[str] = []  # noqa: RUF012 - frozen by pydantic
-    teacher: bool = True
-    untrained: bool = True
-    pretrained: bool = True
-    finetuned: bool = True
-    max_length: int | None = None
-    batch_size: int = 32
-
-
-def names(config: _Config, **folders: object) -> list[tuple[str, str]]:
-    return [(s.name, s.kind) for s in build_systems(config, **folders)]  # type: ignore[arg-type]
+def names(config: EvalConfig, **folders: Any) -> list[tuple[str, str]]:
+    return [(s.name, s.kind) for s in build_systems(config, **folders)]
 
 
 @pytest.fixture
@@ -38,7 +27,7 @@ def history(tmp_path: Path) -> Path:
 
 
 def test_nothing_new_is_on_by_default() -> None:
-    assert names(_Config()) == [("bm25", "bm25")]
+    assert names(EvalConfig(sets=["x"])) == [("bm25", "bm25")]
 
 
 def test_all_that_can_be_asked_for_in_order(tmp_path: Path, history: Path) -> None:
@@ -47,7 +36,7 @@ def test_all_that_can_be_asked_for_in_order(tmp_path: Path, history: Path) -> No
     endpoint = EndpointSystemConfig(
         base_url="https://api.example.com/v1", model="v/ada", api_key_env="NOT_SET_ANYWHERE"
     )
-    config = _Config(tfidf=True, baselines=["BAAI/bge-m3"], endpoints=[endpoint], checkpoints=True)
+    config = EvalConfig(sets=["x"], tfidf=True, baselines=["BAAI/bge-m3"], endpoints=[endpoint], checkpoints=True)
     listed = names(
         config, untrained=tmp_path / "untrained", finetuned=tmp_path / "finetuned", history=history,
         materialise=lambda checkpoint, out: None,
@@ -60,7 +49,7 @@ def test_all_that_can_be_asked_for_in_order(tmp_path: Path, history: Path) -> No
 
 def test_neither_key_nor_address_is_told() -> None:
     endpoint = EndpointSystemConfig(base_url="https://api.example.com/v1", model="ada", api_key_env="VENDOR_KEY")
-    (_, system) = build_systems(_Config(endpoints=[endpoint]))  # type: ignore[arg-type]
+    (_, system) = build_systems(EvalConfig(sets=["x"], endpoints=[endpoint]))
     assert "example" not in system.detail and "VENDOR" not in system.detail and "ada" in system.detail
 
 
@@ -70,13 +59,13 @@ def test_an_endpoint_in_one_pair_of_brackets_is_told() -> None:
 
 
 def test_the_terms_reach_the_ranker() -> None:
-    (_, system) = build_systems(_Config(tfidf=True, tfidf_terms="char"))  # type: ignore[arg-type]
+    (_, system) = build_systems(EvalConfig(sets=["x"], tfidf=True, tfidf_terms="char"))
     ranker = system.load()
     assert isinstance(ranker, TfidfRanker) and ranker.terms == "char" and "character" in system.detail
 
 
 def test_checkpoints_that_are_not_there_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
-        names(_Config(checkpoints=True), history=tmp_path, materialise=lambda checkpoint, out: None)
+        names(EvalConfig(sets=["x"], checkpoints=True), history=tmp_path, materialise=lambda checkpoint, out: None)
     with pytest.raises(ValueError, match="needs a history"):
-        names(_Config(checkpoints=True))
+        names(EvalConfig(sets=["x"], checkpoints=True))
