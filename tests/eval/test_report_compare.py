@@ -15,6 +15,7 @@ import pytest
 
 from data_prep.errors import UserError
 from eval.metrics import metric_names
+from eval.report import compare
 from eval.report.compare import MOST, write_comparison
 from eval.report.compare_parts import unpaired
 from eval.report.sides import per_query, read_sides, recipe_differences
@@ -45,6 +46,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = second / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("seed = 7", "seed = 8") + "\n[finetune]\nlearning_rate = 2e-5\n")
     return root
+
+
+@pytest.fixture(autouse=True)
+def words_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time and says nothing to these tests, but for the one that looks at the whole page."""
+    if request.node.name != "test_the_page_is_whole_and_does_not_change":
+        monkeypatch.setattr(compare, "_charts", lambda *_: [])
+        monkeypatch.setattr(compare, "curves", lambda _: None)
 
 
 @pytest.fixture

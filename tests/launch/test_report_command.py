@@ -36,8 +36,6 @@ def test_one_page_for_several_and_a_fresh_one_for_one(runs: Path) -> None:
     said(runs / "first")
     assert "<title>first</title>" in (runs / "first" / "report.html").read_text()
     assert not (runs / "first" / "report").exists()
-    said("second", "--runs", runs, "--out", runs / "other.html")
-    assert "<title>second</title>" in (runs / "other.html").read_text()
 
 
 def test_mistakes_are_one_line(runs: Path) -> None:
