@@ -62,12 +62,13 @@ def export_checkpoint_command(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="where run folders are")] = Path("runs"),
 ) -> None:
     """Publish a checkpoint of a run, of any number of ranks and ZeRO stage; DIR/model loads without rumpun."""
+    from launch.cli import quiet_libraries
     from launch.display import TerminalProgress
     from train.export import ExportConfig, export_checkpoint
 
     if not (math.isfinite(shard_gb) and shard_gb > 0):
         raise UserError(f"--shard-gb {shard_gb}", "must be a number above 0", "leave it out, or give e.g. 5")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     folder = find_run(run, runs)
     _check_out(out, force=force)
     place = checkpoint_of(folder, phase.value, step)
