@@ -25,6 +25,7 @@ from eval.examples import worst_of_all, wrong_queries
 from eval.rankings import first_relevant, rank_file, safe_name, write_rankings
 from eval.relevance import judge
 from eval.results import Scores, assemble
+from eval.robustness.config import RobustnessConfig
 from eval.significance import PERMUTATIONS
 from eval.sts import cosines, row_without_vectors, similarity_row, write_cosines
 from eval.systems.config import SystemsConfig
@@ -76,6 +77,9 @@ class EvalConfig(SystemsConfig):
     """Cut texts for `baselines` after this many tokens; unset: each model's own limit."""
     batch_size: Annotated[int, Field(gt=0)] = 32
     """Texts in one forward pass of a baseline; changes memory and speed, not the result."""
+
+    robustness: RobustnessConfig | None = None
+    """Also damage the queries and measure what recall is lost; off, since it asks some sixty times as many queries."""
 
     @field_validator("ks")
     @classmethod

@@ -93,12 +93,27 @@ class Binding:
         return expand(self._fill(named), what=what) if named else []
 
     def set_files(self) -> list[Path]:
-        """Files of the evaluation sets that come from outside the run."""
-        from data_prep.evaluation_sets import find_sets
+        """Files of the evaluation sets and of the scored pairs that come from outside the run."""
+        from data_prep.evaluation_sets import find_sets, set_files
+        from data_prep.similarity_sets import find_similarity_sets
 
         own = [pattern for pattern in self.recipe.eval.sets if not self.made_here([pattern])]
-        folders = find_sets(self._fill(own)) if own else []
-        return [f for folder in folders for f in sorted(folder.iterdir()) if f.suffix in (".gz", ".jsonl", ".tsv")]
+        scored = [pattern for pattern in self.recipe.eval.sts if not self.made_here([pattern])]
+        found = [
+            *(find_sets(self._fill(own)) if own else []),
+            *(find_similarity_sets(self._fill(scored)) if scored else []),
+        ]
+        return [file for place in found for file in set_files(place)]
+
+    def sts_files(self) -> list[Path]:
+        """The files of scored pairs that the recipe names."""
+        from data_prep.similarity_sets import find_similarity_sets
+
+        return find_similarity_sets(self._fill(self.recipe.eval.sts)) if self.recipe.eval.sts else []
+
+    def kept_out(self) -> list[Path]:
+        """All evaluation text: no training text may be a copy of any of it."""
+        return [*self.all_sets(), *self.sts_files()]
 
     def all_sets(self) -> list[Path]:
         """The folders of all evaluation sets, with the one that the run makes of its held-out documents."""

@@ -37,8 +37,8 @@ class Builders:
         from data_prep.corpus.build import build_corpus
 
         counts = build_corpus(
-            self.at.filled(self.recipe.corpus), evaluation_sets=self.at.sets(), out=out, seed=self.seed,
-            progress=progress, fanout=self.at.fanout, scratch=self.at.scratch("corpus"),
+            self.at.filled(self.recipe.corpus), evaluation_sets=[*self.at.sets(), *self.at.sts_files()],
+            out=out, seed=self.seed, progress=progress, fanout=self.at.fanout, scratch=self.at.scratch("corpus"),
         )  # fmt: skip
         if counts["kept"] < self.recipe.launch.nproc:
             raise UserError(
@@ -70,7 +70,7 @@ class Builders:
         from data_prep.gate import prove
 
         return prove(
-            self.recipe.corpus, folders=folders, evaluation_sets=self.at.all_sets(), out=out, progress=progress,
+            self.recipe.corpus, folders=folders, evaluation_sets=self.at.kept_out(), out=out, progress=progress,
             fanout=self.at.fanout, scratch=self.at.scratch(name),
         )  # fmt: skip
 
@@ -95,7 +95,7 @@ class Builders:
 
         assert self.recipe.pairs is not None
         return import_pairs(
-            self.at.filled(self.recipe.pairs), evaluation_sets=self.at.all_sets(), out=out, progress=progress
+            self.at.filled(self.recipe.pairs), evaluation_sets=self.at.kept_out(), out=out, progress=progress
         )
 
     def mine(self, out: Path, progress: Progress) -> Counts:
@@ -129,7 +129,7 @@ class Builders:
         assert self.recipe.synth is not None
         return synthesize_pairs(
             self.at.filled(self.recipe.synth), documents=self.run / "corpus", out=out, seed=self.seed,
-            progress=progress, evaluation_sets=self.at.all_sets(), fanout=self.at.device_fanout,
+            progress=progress, evaluation_sets=self.at.kept_out(), fanout=self.at.device_fanout,
             scratch=self.at.scratch("synth"), cache=self.at.cache("synth"),
             decontaminate=self.recipe.corpus.decontaminate, private=self.recipe.corpus.private,
         )  # fmt: skip
@@ -239,7 +239,9 @@ class Builders:
     def eval(self, out: Path, progress: Progress) -> Counts:
         """Evaluate all systems."""
         from eval.retrieval import evaluate
+        from eval.systems.checkpoints import exporter
         from eval.systems.listing import build_systems
+        from launch.history import folder_of
 
         systems = build_systems(
             self.recipe.eval,
@@ -248,15 +250,24 @@ class Builders:
             pretrained=self.run / "pretrain" / "model",
             finetuned=self.run / "finetune" / "model",
             encoder=self.recipe.encoder,
+            history=folder_of(self.run, "finetune"),
+            materialise=exporter(self.run / "pretrain" / "model", self.recipe.encoder),
+            scratch=self.at.scratch("eval"),
+            cache=self.at.cache("endpoints"),
         )
-        return evaluate(
-            self.recipe.eval,
-            sets=self.at.all_sets(),
-            systems=systems,
-            out=out,
-            seed=self.seed,
+        sets = self.at.all_sets()
+        counts = evaluate(
+            self.recipe.eval, sets=sets, sts=self.at.sts_files(), systems=systems, out=out, seed=self.seed,
             progress=progress,
-        )
+        )  # fmt: skip
+        if self.recipe.eval.robustness is not None:
+            from eval.robustness.measure import measure
+
+            lost = measure(
+                self.recipe.eval.robustness, sets=sets, systems=systems, out=out, seed=self.seed, progress=progress
+            )
+            counts |= {f"robustness_{name}": value for name, value in lost.items()}
+        return counts
 
     def export(self, out: Path, progress: Progress) -> Counts:
         """Write the model folder and check it."""
@@ -269,7 +280,7 @@ class Builders:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return export_model(
             self.recipe.export, model=self.run / "finetune" / "model", texts=[r["text"] for r in rows], out=out,
-            progress=progress,
+            progress=progress, matryoshka=self.recipe.finetune.matryoshka,
         )  # fmt: skip
 
     def report(self, out: Path, progress: Progress) -> Counts:

@@ -27,6 +27,9 @@ STAGES = (
     "base", "probe", "truncate", "pretrain", "finetune", "eval", "export", "report",
 )  # fmt: skip
 
+VERSIONS = {"eval": 2}
+"""Of what a stage writes, where that has changed: folders of an older one are rebuilt."""
+
 
 class Plan(Binding):
     """A bound recipe as a graph of stages."""
@@ -37,7 +40,7 @@ class Plan(Binding):
         made = ("generate",) if recipe.generate else ()
         pair_sources = tuple(self.pair_sources())
         held_out = ("held_out",) if recipe.corpus.held_out else ()
-        sets = recipe.eval.sets
+        sets = [*recipe.eval.sets, *recipe.eval.sts]
         cleaning = recipe.corpus.model_dump(include={"decontaminate", "private"})
         measures = {"sets": sets, "corpus": cleaning}
         split = {"seed": seed} if held_out else {}
@@ -46,7 +49,7 @@ class Plan(Binding):
 
         def add(name: str, needs: Iterable[str], config: dict[str, Any], build: Any, **more: Any) -> None:
             # a new shard schema rebuilds what writes shards
-            version = SCHEMA_VERSION if name in SHARD_STAGES else 1
+            version = SCHEMA_VERSION if name in SHARD_STAGES else VERSIONS.get(name, 1)
             found.append(Stage(name=name, version=version, needs=tuple(needs), config=config, build=build, **more))
 
         if recipe.generate:

@@ -97,6 +97,7 @@ SECONDS: dict[str, float] = {
     "tests/train/history/test_checkpoint_crash.py": 35,
     "tests/test_docs.py::test_every_step_of_a_page_runs-data-": 30,
     "tests/train/hub/test_push.py": 30,
+    "tests/launch/test_ablate.py": 40,
     "tests/test_docs.py::test_every_step_of_a_page_runs-mining-": 30,
 }
 

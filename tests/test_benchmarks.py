@@ -160,6 +160,14 @@ def test_a_resumed_training_pays_for_checking_and_reading_its_checkpoint() -> No
 
 
 @pytest.mark.slow
+def test_one_model_gives_the_same_vectors_under_both_encoders() -> None:
+    page = _run("benchmarks/encode.py", "--quick")
+    apart = re.search(r"any number of any vector: (\S+)\.\n", page)
+    assert apart and float(apart[1]) < 1e-5
+    assert re.search(r"\| rumpun \| [\d.]+ \(", page)
+
+
+@pytest.mark.slow
 def test_all_ways_of_embedding_agree_and_the_cache_saves_what_it_knows() -> None:
     page = _run("benchmarks/embed_store.py", "--quick")
     apart = re.search(r"any number of any vector: (\S+)\.\n", page)

@@ -22,6 +22,7 @@ from data_prep.corpus.near import find_duplicates
 from data_prep.corpus.part import HELD_OUT, IDENTS, SIGNATURES, TEXTS, TRAINING
 from data_prep.corpus.report import RULES, Tally, report_of, shown
 from data_prep.errors import UserError
+from data_prep.evaluation_sets import set_files
 from data_prep.fanout import Fanout, Serial
 from data_prep.files import read_json, write_json
 from data_prep.progress import Progress
@@ -102,7 +103,7 @@ def _clean(
     settings = config.model_dump(mode="json", exclude={"files", "part_mb", "held_out"})
     settings["files"] = ["unused"]
     sets_given = [str(s.absolute()) for s in sets]
-    stamps = [[f.stat().st_size, f.stat().st_mtime_ns] for s in sets for f in sorted(s.iterdir()) if f.is_file()]
+    stamps = [[f.stat().st_size, f.stat().st_mtime_ns] for s in sets for f in set_files(s)]
     asked: list[dict[str, Any]] = []
     for number, pieces in enumerate(parts):
         name = f"part-{number:05d}-{_digest([pieces, settings, sets_given, stamps])}"

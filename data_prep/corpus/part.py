@@ -30,6 +30,7 @@ from data_prep.corpus.report import Tally, shown
 from data_prep.corpus.signatures import SignatureWriter
 from data_prep.corpus.split import is_held_out
 from data_prep.corpus.writer import DocumentWriter
+from data_prep.evaluation_sets import set_files
 from data_prep.files import content_id
 from data_prep.shards import Shards
 
@@ -65,7 +66,7 @@ def _gate(sets: tuple[str, ...], stamp: tuple[int, ...], decontaminate: str, pri
 
 def gate_for(sets: list[str], config: CorpusConfig) -> Gate:
     """The gate that keeps the texts of evaluation sets out of a corpus, also in their cleaned form."""
-    stamp = tuple(f.stat().st_mtime_ns for s in sets for f in sorted(Path(s).iterdir()))
+    stamp = tuple(f.stat().st_mtime_ns for s in sets for f in set_files(Path(s)))
     return _gate(tuple(sets), stamp, config.decontaminate.model_dump_json(), config.private.model_dump_json())
 
 

@@ -87,7 +87,7 @@ def test_no_batch_passes_its_budget(load: Load, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_our_exports_bring_their_prompts(load: Load, tmp_path: Path) -> None:
-    """A folder of train/export.py with prompts that are left out of pooling gives the training model's vectors."""
+    """A folder of train/export/ with prompts that are left out of pooling gives the training model's vectors."""
     import torch
     from safetensors.torch import save_file
 
