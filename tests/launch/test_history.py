@@ -80,7 +80,7 @@ def test_a_user_changes_only_the_resources(tiny_run: Path, tmp_path: Path) -> No
         [sys.executable, "-m", "launch.cli", *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
     metrics = history / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 15):
+    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b'"loss"') < 15):
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     said = process.communicate(timeout=120)[0]
