@@ -94,9 +94,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    texts = read_texts(args.data, 24 if args.quick else 1500)
+    texts = read_texts(args.data, 24 if args.quick else 300)
     with tempfile.TemporaryDirectory(prefix="rumpun-encode-") as name:
-        said, found = compare(texts, Path(name) / "model", *((1, BATCHES[:1]) if args.quick else (5,)))
+        said, found = compare(texts, Path(name) / "model", *((1, BATCHES[:1]) if args.quick else (3,)))
     print(f"{said}\n\n{found}")
     if not args.quick:
         packages = versions(sys.executable, ["numpy", "torch", "transformers", "sentence-transformers"])
